@@ -1,0 +1,268 @@
+"""Miniature data sets in the real on-disk formats of the three tasks.
+
+``prepare('coco')`` writes ``data/mini/coco`` (COCO), ``prepare('ade')``
+``data/mini/ade`` (ADE20K) and ``prepare('imagenet')`` ``data/mini/imagenet``
+(ImageNet folders), each on first use. Everything follows from a seed.
+"""
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.utils import track_progress
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from .scenes import GROUNDS, SHAPES, draw_scene, draw_single
+
+MINI_ROOT = 'data/mini'
+CLASSES = dict(coco=SHAPES, ade=GROUNDS + SHAPES, imagenet=SHAPES)
+PALETTE = dict(
+    coco=((220, 20, 60), (0, 114, 189), (119, 171, 48), (237, 177, 32),
+          (126, 47, 142)),
+    ade=((70, 130, 180), (128, 100, 60), (220, 20, 60), (0, 114, 189),
+         (119, 171, 48), (237, 177, 32), (126, 47, 142)))
+
+# (H, W) in pixels: landscape, portrait and square photographs
+SHAPES_ON_DISK = ((144, 192), (160, 192), (128, 176), (192, 144), (160, 160))
+CROWD_EVERY = 10  # one picture in ten has a flock, the first one always
+MARKER = 'mini.json'
+VERSION = 1
+
+
+def polygons_of(mask):
+    """Outline a mask with polygons, as COCO stores visible parts.
+
+    A polygon has no holes: a part with a hole is cut in two through it.
+
+    Args:
+        mask (np.ndarray): Region, (H, W) bool.
+
+    Returns:
+        list[list[float]]: Polygons ``[x0, y0, x1, y1, ...]`` in pixels.
+    """
+    # At twice the size the outline runs a quarter of a pixel inside the true
+    # edge instead of half a pixel: rasterising gives the same mask again.
+    twice = np.kron(mask.astype(np.uint8), np.ones((2, 2), np.uint8))
+    contours, tree = cv2.findContours(twice, cv2.RETR_CCOMP,
+                                      cv2.CHAIN_APPROX_SIMPLE)
+    polygons = []
+    for i, contour in enumerate(contours):
+        _, _, hole, parent = tree[0][i]
+        if parent >= 0:
+            continue
+        if hole < 0:
+            if len(contour) >= 3:
+                points = (contour[:, 0] + 0.5) / 2
+                polygons.append(points.ravel().tolist())
+            continue
+        part = np.zeros_like(twice)
+        cv2.drawContours(part, contours, i, 1, cv2.FILLED)
+        part = (part & twice)[::2, ::2].astype(bool)
+        column = int(contours[hole][:, 0, 0].mean()) // 2 + 1
+        left, right = part.copy(), part.copy()
+        left[:, column:] = False
+        right[:, :column] = False
+        polygons += polygons_of(left) + polygons_of(right)
+    return polygons
+
+
+def _uncompressed_rle(mask):
+    """COCO's run-length encoding of a crowd region, as plain numbers."""
+    flat = np.concatenate([[0], mask.astype(np.uint8).ravel(order='F'), [0]])
+    changes = np.flatnonzero(np.diff(flat))
+    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    if changes.size and changes[-1] == mask.size:
+        counts = counts[:-1]
+    return dict(size=list(mask.shape), counts=counts.tolist())
+
+
+def _annotation(segmentation, shape, label, iscrowd):
+    """COCO annotation whose area and box are those of its segmentation."""
+    rle = mask_utils.frPyObjects(segmentation, *shape)
+    rle = mask_utils.merge(rle) if isinstance(rle, list) else rle
+    return dict(
+        segmentation=segmentation,
+        area=float(mask_utils.area(rle)),
+        bbox=[float(v) for v in mask_utils.toBbox(rle)],
+        category_id=label + 1,
+        iscrowd=int(iscrowd))
+
+
+def _annotations(scene):
+    """COCO annotations of a scene, without image and annotation numbers."""
+    shape = scene.image.shape[:2]
+    found = [
+        _annotation(polygons_of(mask), shape, label, False)
+        for mask, label in zip(scene.masks, scene.labels)
+    ]
+    if scene.crowd is not None:
+        rle = _uncompressed_rle(scene.crowd)
+        found.append(_annotation(rle, shape, scene.crowd_label, True))
+    return found
+
+
+def _semantic(scene):
+    """ADE20K label map: 0 other (flocks), 1.. the classes, (H, W) uint8."""
+    label_map = scene.ground + 1
+    if scene.crowd is not None:
+        label_map[scene.crowd] = 0
+    for mask, label in zip(scene.masks, scene.labels):
+        label_map[mask] = len(GROUNDS) + label + 1
+    return label_map.astype(np.uint8)
+
+
+def _shape_of(index):
+    return SHAPES_ON_DISK[index % len(SHAPES_ON_DISK)]
+
+
+def _save_jpeg(image, path):
+    Image.fromarray(image).save(path, format='JPEG', quality=92)
+
+
+def _scenes(seed, split, count, text):
+    """Numbers from 1 and scenes of a part, drawn with a progress bar."""
+    def draw(index):
+        rng = np.random.default_rng([seed, split == 'val', index])
+        return draw_scene(rng, _shape_of(index), index % CROWD_EVERY == 0)
+
+    return enumerate(_progress(draw, count, text), 1)
+
+
+def _progress(function, count, text):
+    print(f'Drawing {count} pictures for {text}', flush=True)
+    return track_progress(function, list(range(count)))
+
+
+def _write_coco(root, seed, counts):
+    (root / 'annotations').mkdir()
+    for split, count in counts.items():
+        folder = root / f'{split}2017'
+        folder.mkdir()
+        images, annotations = [], []
+        for number, scene in _scenes(seed, split, count, folder.name):
+            name = f'{number:012d}.jpg'
+            _save_jpeg(scene.image, folder / name)
+            height, width = scene.image.shape[:2]
+            images.append(
+                dict(id=number, file_name=name, height=height, width=width))
+            for annotation in _annotations(scene):
+                annotations.append(
+                    dict(id=len(annotations) + 1, image_id=number,
+                         **annotation))
+        content = dict(
+            info=dict(description='mm_efficient miniature COCO'),
+            licenses=[],
+            images=images,
+            annotations=annotations,
+            categories=[
+                dict(id=i, name=name, supercategory='shape')
+                for i, name in enumerate(SHAPES, 1)
+            ])
+        path = root / 'annotations' / f'instances_{split}2017.json'
+        path.write_text(json.dumps(content))
+
+
+def _write_ade(root, seed, counts):
+    for split, count in counts.items():
+        long_name = dict(train='training', val='validation')[split]
+        for kind in ('images', 'annotations'):
+            (root / kind / long_name).mkdir(parents=True)
+        for number, scene in _scenes(seed, split, count, long_name):
+            name = f'ADE_{split}_{number:08d}'
+            _save_jpeg(scene.image, root / 'images' / long_name / f'{name}.jpg')
+            Image.fromarray(_semantic(scene)).save(
+                root / 'annotations' / long_name / f'{name}.png')
+
+
+def _write_imagenet(root, seed, counts):
+    for split, count in counts.items():
+        for name in SHAPES:
+            (root / split / name).mkdir(parents=True)
+
+        def draw(index):
+            rng = np.random.default_rng([seed, split == 'val', 1, index])
+            return draw_single(rng, _shape_of(index // len(SHAPES)),
+                               index % len(SHAPES))
+
+        for index, image in enumerate(_progress(draw, count, split)):
+            name = SHAPES[index % len(SHAPES)]
+            path = root / split / name / f'{name}_{index:05d}.JPEG'
+            _save_jpeg(image, path)
+
+
+_WRITERS = dict(coco=_write_coco, ade=_write_ade, imagenet=_write_imagenet)
+
+
+def _is_complete(target, wanted):
+    """Whether a folder holds what is wanted; refuse folders not ours."""
+    if not target.exists():
+        return False
+    try:
+        return json.loads((target / MARKER).read_text()) == wanted
+    except (OSError, ValueError):
+        raise FileExistsError(
+            f'{target} exists but was not written by the generator of the '
+            f'miniature data (it has no readable {MARKER}). Move it away, or '
+            'choose another folder.') from None
+
+
+def prepare(name, root=MINI_ROOT, num_train=200, num_val=50, seed=0):
+    """Write a miniature data set unless it is there already.
+
+    It is drawn in a temporary folder beside its place and moved there when
+    complete, so what is found there can be trusted.
+
+    Args:
+        name (str): ``'coco'``, ``'ade'`` or ``'imagenet'``.
+        root (str | Path): Parent folder. Defaults to ``'data/mini'``.
+        num_train (int): Number of training pictures. Defaults to 200.
+        num_val (int): Number of validation pictures. Defaults to 50.
+        seed (int): What everything follows from. Defaults to 0.
+
+    Returns:
+        Path: Folder of the data set.
+
+    Raises:
+        ValueError: If ``name`` is unknown or a part would be empty.
+        FileExistsError: If the place is taken by something else.
+    """
+    if name not in _WRITERS:
+        raise ValueError(f'Unknown miniature data set {name!r}, expected one '
+                         f'of {sorted(_WRITERS)}')
+    if min(num_train, num_val) < 1:
+        raise ValueError('Each part needs at least one picture, got '
+                         f'num_train={num_train} and num_val={num_val}')
+    counts = dict(train=num_train, val=num_val)
+    wanted = dict(version=VERSION, seed=seed, **counts)
+    root = Path(root)
+    target = root / name
+    if _is_complete(target, wanted):
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f'.{name}-', dir=root))
+    try:
+        draft.chmod(0o755)  # mkdtemp makes it private
+        _WRITERS[name](draft, seed, counts)
+        (draft / MARKER).write_text(json.dumps(wanted))
+        if not _is_complete(target, wanted):  # another process may be done
+            _move_into_place(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _move_into_place(draft, target):
+    """Swap a finished folder in; an older one goes only after that."""
+    outdated = draft.with_name(draft.name + '-outdated')
+    if target.exists():
+        os.replace(target, outdated)
+    try:
+        os.replace(draft, target)
+    except OSError:  # another process came first
+        if not (target / MARKER).exists():
+            raise
+    shutil.rmtree(outdated, ignore_errors=True)
