@@ -1,0 +1,16 @@
+# ADE20K, 40k iterations, AdamW, as SwiftFormer, EfficientFormer and PoolFormer train
+# Semantic FPN.
+_base_ = './ade_80k_adamw.py'
+
+train_cfg = dict(max_iters=40000, val_interval=4000)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
+param_scheduler = [
+    dict(
+        type='PolyLR',
+        eta_min=0.0,
+        power=0.9,
+        begin=0,
+        end=40000,
+        by_epoch=False)
+]
+default_hooks = dict(checkpoint=dict(interval=4000))
