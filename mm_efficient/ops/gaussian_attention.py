@@ -1,0 +1,151 @@
+"""Softmax-free attention with a Gaussian kernel and landmarks (SOFT).
+
+``K M K^T v`` with ``K = exp(-|q - l|^2 / 2)`` between all tokens q and a few
+landmarks l: https://arxiv.org/abs/2110.11945, section 3. Two forms of the same
+function: :func:`gaussian_attention_reference` as the formula reads, and
+:func:`gaussian_attention`, which goes through the tokens in chunks and never
+holds the (tokens x landmarks) matrix K.
+"""
+from typing import Iterator, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+# Entries of K that are computed at a time: on a CPU what its caches hold, on
+# other devices enough to keep them busy.
+CHUNK_ENTRIES = {'cpu': 2**19}
+CHUNK_ENTRIES_DEFAULT = 2**26
+
+
+def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Gaussian kernel ``exp(-|x_i - y_j|^2 / 2)`` of all pairs.
+
+    The squared distance is expanded and cannot become negative by rounding.
+
+    Args:
+        x (Tensor): (..., N, d).
+        y (Tensor): (..., m, d).
+
+    Returns:
+        Tensor: (..., N, m), entries in [0, 1].
+    """
+    half_norms = (_half_norm(x) + _half_norm(y).transpose(-1, -2))
+    return (x @ y.transpose(-1, -2) - half_norms).clamp(max=0).exp()
+
+
+def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor,
+                                 inverse: Tensor) -> Tensor:
+    """Plain form of :func:`gaussian_attention`, in the published order."""
+    kernel = gaussian_kernel(query, landmarks)  # (B, heads, N, m)
+    return (kernel @ inverse) @ (kernel.transpose(-1, -2) @ value)
+
+
+def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
+                       inverse: Tensor) -> Tensor:
+    """Attention ``K M (K^T v)`` through landmarks, in memory linear in N.
+
+    K is computed chunk by chunk, in the backward pass again. While tracing
+    (``torch.compile``, export) there is one chunk, so that the graph does not
+    depend on the number of tokens.
+
+    Args:
+        query (Tensor): Tokens q, (B, heads, N, d), already scaled.
+        landmarks (Tensor): Landmarks l, (B, heads, m, d).
+        value (Tensor): Values v, (B, heads, N, d).
+        inverse (Tensor): M, (B, heads, m, m).
+
+    Returns:
+        Tensor: (B, heads, N, d).
+    """
+    shape = query.shape
+    out = _GaussianAttention.apply(
+        query.flatten(0, 1), landmarks.flatten(0, 1), value.flatten(0, 1),
+        inverse.flatten(0, 1))
+    return out.view(shape)
+
+
+def _half_norm(x: Tensor) -> Tensor:
+    return x.square().sum(-1, keepdim=True) / 2
+
+
+def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
+    """Slices of the tokens that keep K within ``CHUNK_ENTRIES``."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        yield slice(None)
+        return
+    groups, tokens, _ = query.shape
+    entries = CHUNK_ENTRIES.get(query.device.type, CHUNK_ENTRIES_DEFAULT)
+    size = max(1, entries // max(1, groups * landmarks.shape[1]))
+    if size >= tokens:
+        yield slice(None)
+        return
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)
+
+
+def _homogeneous(query: Tensor, landmarks: Tensor) -> Tuple[Tensor, Tensor]:
+    """q' and l' with q' . l' = -|q - l|^2 / 2: one product, no broadcasting."""
+    ones = torch.ones_like
+    half_q, half_l = _half_norm(query), _half_norm(landmarks)
+    query = torch.cat([query, -half_q, -ones(half_q)], -1)  # (G, N, d + 2)
+    landmarks = torch.cat([landmarks, ones(half_l), half_l], -1)  # (G, m, d + 2)
+    return query, landmarks.transpose(1, 2)
+
+
+def _kernel(query: Tensor, landmarks: Tensor) -> Tensor:
+    """Kernel matrix of homogeneous coordinates, (G, n, m)."""
+    return torch.bmm(query, landmarks).clamp_(max=0).exp_()
+
+
+class _GaussianAttention(Function):
+    """Chunked forward and backward on (G, N, d) tensors, G = B * heads."""
+
+    @staticmethod
+    def forward(ctx, query, landmarks, value, inverse):
+        chunks = list(_chunks(query, landmarks))
+        q, l = _homogeneous(query, landmarks)  # noqa: E741
+        summary = 0  # K^T v, (G, m, d)
+        for c in chunks:
+            kernel = _kernel(q[:, c], l)
+            summary = summary + kernel.transpose(1, 2) @ value[:, c]
+        mixed = inverse @ summary  # (G, m, d)
+        if len(chunks) == 1:
+            out = kernel @ mixed
+        else:
+            out = torch.empty_like(value, memory_format=torch.contiguous_format)
+            for c in chunks:
+                torch.bmm(_kernel(q[:, c], l), mixed, out=out[:, c])
+        ctx.save_for_backward(query, landmarks, value, inverse, summary, mixed)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, landmarks, value, inverse, summary, mixed = ctx.saved_tensors
+        chunks = list(_chunks(query, landmarks))
+        q, l = _homogeneous(query, landmarks)  # noqa: E741
+        grad_mixed = 0
+        for c in chunks:
+            kernel = _kernel(q[:, c], l)
+            grad_mixed = grad_mixed + kernel.transpose(1, 2) @ grad[:, c]
+        grad_inverse = grad_mixed @ summary.transpose(1, 2)
+        grad_summary = inverse.transpose(1, 2) @ grad_mixed  # (G, m, d)
+        # dL/dK = grad mixed^T + value grad_summary^T, as one product
+        right = torch.cat([mixed, grad_summary], -1).transpose(1, 2)
+        grad_query, grad_value = torch.empty_like(query), torch.empty_like(value)
+        grad_landmarks, landmark_weight = 0, 0
+        for c in chunks:
+            if len(chunks) > 1:
+                kernel = _kernel(q[:, c], l)
+            grad_value[:, c] = kernel @ grad_summary
+            weight = torch.cat([grad[:, c], value[:, c]], -1) @ right
+            weight = weight.mul_(kernel)  # dL/d(-|q - l|^2 / 2), (G, n, m)
+            # d(-|q - l|^2 / 2) = (l - q) dq + (q - l) dl
+            grad_query[:, c] = (weight @ landmarks
+                                - weight.sum(-1, keepdim=True) * query[:, c])
+            grad_landmarks = grad_landmarks + weight.transpose(1, 2) @ query[:, c]
+            landmark_weight = landmark_weight + weight.sum(1)[..., None]
+        grad_landmarks = grad_landmarks - landmark_weight * landmarks
+        return grad_query, grad_landmarks, grad_value, grad_inverse

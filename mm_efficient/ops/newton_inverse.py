@@ -1,0 +1,162 @@
+"""Pseudo-inverses of SOFT's landmark matrices by Newton's iteration.
+
+The iteration X <- 2 X - X A X, started at a small multiple of A, is a spectral
+filter: after 20 steps it maps an eigenvalue mu of A to
+``(1 - (1 - alpha mu^2)^(2^20)) / mu``, which is 1 / mu for large mu and 0 for
+small. Networks were trained with this filter, so an exact inverse is another
+function. See SOFT (https://arxiv.org/abs/2110.11945) and its journal version
+(https://arxiv.org/abs/2207.03341).
+
+Every matrix is a Gaussian kernel matrix: symmetric, entries in [0, 1], unit
+diagonal. Batches are (B, heads, m, m), and nothing is shared between images.
+All arithmetic is done in the dtype given; callers keep it at float32 or more
+(in half precision ``alpha`` underflows from about 257 landmarks on).
+"""
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+NEWTON_STEPS = 20
+REGULARIZER = 0.01
+# Start factor of the normalised family: halved, at most MAX_HALVINGS times,
+# while the largest column sum of |I - alpha A A| exceeds COLUMN_SUM_LIMIT.
+MAX_HALVINGS = 10
+COLUMN_SUM_LIMIT = 1.01
+
+
+def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
+    """Inverse of ``kernel + 0.01 I``, as plain SOFT computes it.
+
+    Args:
+        kernel (Tensor): Landmark kernel matrices, (B, heads, m, m).
+        steps (int): Newton steps. Defaults to 20.
+
+    Returns:
+        Tensor: (B, heads, m, m). Its gradient is that of an exact inverse,
+        ``-M^T G M^T``, the published rule, and keeps only the result.
+    """
+    m = kernel.shape[-1]
+    row_sum = kernel.detach().sum(-1).amax(-1)[..., None, None]  # (B, heads, 1, 1)
+    identity = torch.eye(m, dtype=kernel.dtype, device=kernel.device)
+    regularized = kernel + REGULARIZER * identity
+    return _ImplicitInverse.apply(regularized, 1.8 / row_sum.square(), steps)
+
+
+def normalized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
+    """Degree-normalised inverse ``D^-1/2 A^-1 D^-1/2`` of SOFT's Norm family.
+
+    D holds the row sums of A. The start factor is chosen per image; the
+    published code takes it from the whole batch, which is the same for one
+    image and makes an image depend on its neighbours otherwise.
+
+    Args:
+        kernel (Tensor): Landmark kernel matrices A, (B, heads, m, m).
+        steps (int): Newton steps. Defaults to 20.
+
+    Returns:
+        Tensor: (B, heads, m, m), differentiable through everything, the start
+        factor included; no iterate is kept for the backward pass.
+    """
+    degree = kernel.sum(-1)  # (B, heads, m)
+    inverse = newton_iteration(kernel, _start_factor(kernel, degree), steps)
+    scale = degree.rsqrt()
+    return scale[..., :, None] * inverse * scale[..., None, :]
+
+
+def _start_factor(kernel: Tensor, degree: Tensor) -> Tensor:
+    """alpha = 2 / rho^2, halved as often as the image needs, (B, 1, 1, 1)."""
+    alpha = 2 / degree.amax((1, 2), keepdim=True).square()  # (B, 1, 1)
+    with torch.no_grad():
+        # Entries of A A are not negative, so the column sums of |I - alpha A A|
+        # follow from its own column sums and diagonal: no m x m product.
+        diagonal = kernel.square().sum(-1)  # (B, heads, m)
+        rest = (kernel @ degree[..., None])[..., 0] - diagonal
+        factor = torch.ones_like(alpha)
+        for _ in range(MAX_HALVINGS):
+            start = alpha * factor
+            column_sum = start * rest + (1 - start * diagonal).abs()
+            too_large = column_sum.amax((1, 2), keepdim=True) > COLUMN_SUM_LIMIT
+            factor = torch.where(too_large, factor / 2, factor)
+    return (alpha * factor)[..., None]
+
+
+def newton_iteration_reference(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
+    """Plain form of :func:`newton_iteration`; autograd keeps every iterate."""
+    x = alpha * kernel
+    for _ in range(steps):
+        x = 2 * x - x @ kernel @ x
+    return x
+
+
+def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
+    """``steps`` times X <- 2 X - X A X from X = alpha A, for symmetric A.
+
+    Args:
+        kernel (Tensor): Symmetric matrices A, (B, heads, m, m).
+        alpha (Tensor): Start factors, broadcastable to A.
+        steps (int): Number of steps.
+
+    Returns:
+        Tensor: (B, heads, m, m), with gradients to ``kernel`` and ``alpha``
+        whose memory does not grow with ``steps``.
+    """
+    return _NewtonIteration.apply(kernel, alpha, steps)
+
+
+def _iterate(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
+    shape = kernel.shape
+    x = (alpha * kernel).flatten(0, 1)  # (B * heads, m, m)
+    kernel = kernel.flatten(0, 1)
+    for _ in range(steps):
+        x = torch.baddbmm(x, x, kernel @ x, beta=2, alpha=-1)
+    return x.view(shape)
+
+
+class _ImplicitInverse(Function):
+    """Newton inverse with the gradient rule of an exact inverse."""
+
+    @staticmethod
+    def forward(ctx, matrix, alpha, steps):
+        inverse = _iterate(matrix, alpha, steps)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        inverse, = ctx.saved_tensors
+        transposed = inverse.transpose(-1, -2)
+        return -(transposed @ grad @ transposed), None, None
+
+
+class _NewtonIteration(Function):
+    """Newton iteration differentiated without keeping the iterates.
+
+    The result is a polynomial p(A). For symmetric A the derivative of a matrix
+    polynomial is its own adjoint, so the gradient for an incoming G is the
+    directional derivative of p at A in direction G: the tangent recursion,
+    run beside the iteration, replaces reverse mode.
+    """
+
+    @staticmethod
+    def forward(ctx, kernel, alpha, steps):
+        ctx.save_for_backward(kernel, alpha)
+        ctx.steps = steps
+        return _iterate(kernel, alpha, steps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        kernel, alpha = ctx.saved_tensors
+        x = alpha * kernel
+        tangent = alpha * grad  # of x, A moving along the incoming gradient
+        by_alpha = kernel  # derivative of x by alpha, commutes with A
+        for _ in range(ctx.steps):
+            product = kernel @ x
+            by_alpha = 2 * (by_alpha - by_alpha @ product)
+            tangent = (2 * tangent - tangent @ product - x @ (grad @ x)
+                       - product @ tangent)
+            x = 2 * x - x @ product
+        grad_alpha = (grad * by_alpha).sum_to_size(alpha.shape)
+        return tangent, grad_alpha, None
