@@ -1,0 +1,182 @@
+"""Reading published files, which nobody vouches for, and writing ours."""
+import argparse
+import hashlib
+import http.client
+import os
+import re
+import textwrap
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from .conversion import CheckpointError, Conversion, convert_checkpoint
+
+SCHEME = 'published://'
+
+
+def convert_file(source: str) -> Conversion:
+    """Read a published checkpoint and convert it.
+
+    Args:
+        source (str): Path, http(s) address or anything else that MMEngine's
+            checkpoint loader takes, with or without ``published://``.
+
+    Returns:
+        Conversion: See :func:`convert_checkpoint`.
+
+    Raises:
+        CheckpointError: The file cannot be fetched, read or converted.
+        FileNotFoundError: There is no such file.
+    """
+    source = str(source)
+    source = source[len(SCHEME):] if source.startswith(SCHEME) else source
+    checkpoint = _read(source)
+    try:
+        return convert_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from None
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
+def load_from_published(filename, map_location=None):
+    """MMEngine's loader for ``published://``: read, convert, report.
+
+    Args:
+        filename (str): ``published://`` and a source for
+            :func:`convert_file`.
+        map_location (optional): Not used, the weights stay on the CPU and are
+            copied to the model from there. Defaults to None.
+
+    Returns:
+        dict: ``dict(meta=..., state_dict=...)`` of the ``ImageClassifier``.
+    """
+    conversion = convert_file(filename)
+    print_log(f'Converted {filename}\n{conversion.report}', logger='current')
+    return conversion.checkpoint
+
+
+def write_checkpoint(checkpoint: dict, path: str) -> None:
+    """Write a checkpoint so that ``path`` is complete or not touched at all.
+
+    Args:
+        checkpoint (dict): Anything that ``torch.save`` takes.
+        path (str): File to write; its folder is created when needed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        torch.save(checkpoint, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(source):
+    if re.match('https?://', source):
+        return _read_url(source)
+    if '://' in source:
+        with _untrusted(source):
+            return CheckpointLoader.load_checkpoint(source, 'cpu')
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'{source}: no such file')
+    return _read_file(path, source)
+
+
+def _read_url(url):
+    """Download once, to a cache that tells equal file names apart."""
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    name = Path(urlparse(url).path).name or 'checkpoint'
+    path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
+    if is_main_process():
+        _download(url, path)
+    barrier()
+    _download(url, path)  # on machines that do not share the cache
+    try:
+        return _read_file(path, url)
+    except CheckpointError as error:
+        path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f'{error}. The download has been removed; try again') from None
+
+
+def _download(url, path):
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(
+            f'{url}: cannot be downloaded ({error}); check the address and '
+            'the connection, or download the file and pass its path') from error
+
+
+def _read_file(path, name):
+    with _untrusted(name):
+        if path.suffix == '.safetensors':
+            return _read_safetensors(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            'reading .safetensors needs the package safetensors: '
+            'pip install safetensors') from error
+    return load_file(path)
+
+
+@contextmanager
+def _untrusted(name):
+    """Open a file without running anything that it contains.
+
+    Every ``torch.load`` inside accepts tensors and plain data only. Training
+    scripts store their arguments beside the weights, hence
+    ``argparse.Namespace`` is accepted too, from PyTorch 2.5 on.
+
+    Raises:
+        CheckpointError: The file cannot be read, with ``name`` and the reason.
+    """
+    allow = getattr(torch.serialization, 'safe_globals', None)
+    variable = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(variable)
+    os.environ[variable] = '1'
+    try:
+        with allow([argparse.Namespace]) if allow else nullcontext():
+            yield
+    except (FileNotFoundError, PermissionError, ImportError):
+        raise
+    except Exception as error:  # a damaged file can fail in any way
+        raise CheckpointError(f'{name}: {_why_unreadable(error)}') from error
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def _why_unreadable(error):
+    refused = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class) '
+                        r'(\S+)', str(error))
+    if refused is None:
+        # PyTorch goes on with a page of general advice, of no use here
+        detail = str(error).split('Weights only load failed')[0]
+        detail = ' '.join(f'{type(error).__name__} {detail}'.split())
+        return ('not a checkpoint, or only a part of one; get the file again '
+                f'({textwrap.shorten(detail, 120)})')
+    kind = refused[1].rstrip('.')
+    if kind.startswith('mmengine.'):
+        return ('was written by MMEngine, not published by the authors of a '
+                'model: use it directly, without published://')
+    return (f'holds a Python object of type {kind}, and an untrusted file may '
+            'hold only tensors and plain data. If you trust its origin, save '
+            'the weights alone: torch.save(torch.load(path, '
+            "weights_only=False)['state_dict'], 'weights.pth')")

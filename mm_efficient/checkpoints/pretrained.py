@@ -1,0 +1,85 @@
+"""Loading a backbone's pretrained weights completely or not at all."""
+import re
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from .conversion import CheckpointError, some
+
+
+def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
+    """Load ``init_cfg=dict(type='Pretrained', ...)`` of a backbone.
+
+    MMEngine's own loading only warns about what does not fit, and without
+    ``prefix`` would load nothing of a classifier's checkpoint. Here the
+    backbone's part is found, and has to fit.
+
+    Tensors may be left over only where the backbone lacks the module, such as
+    a stage behind the last of ``out_indices``; and may be missing only where
+    the backbone says so by ``DENSE_ONLY``.
+
+    Args:
+        backbone (PyramidBackbone): Receives the weights.
+        checkpoint (str): What MMEngine's loader takes, including
+            ``published://``.
+        prefix (str, optional): Part of the file that holds the backbone.
+            Defaults to None: ``'backbone.'`` if there is such a part, else
+            the whole file.
+        map_location (str): Device to read the file to. Defaults to 'cpu'.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over or has another shape.
+    """
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+    state_dict = _select(loaded.get('state_dict', loaded), prefix)
+    expected = backbone.state_dict()
+    faults = {
+        'missing': [
+            key for key in expected if key not in state_dict
+            # As in MMEngine: files of old PyTorch do not have the counter.
+            and not key.endswith('num_batches_tracked') and
+            not any(re.fullmatch(p, key) for p in backbone.DENSE_ONLY)
+        ],
+        'left over': [
+            key for key in state_dict
+            if key not in expected and _has_module(backbone, key)
+        ],
+        'of another shape': [
+            f'{key} {tuple(value.shape)} for {tuple(expected[key].shape)}'
+            for key, value in state_dict.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    listed = '; '.join(f'{len(names)} tensors {fault}: {some(names)}'
+                       for fault, names in faults.items() if names)
+    if listed:
+        raise CheckpointError(
+            f'{checkpoint} does not fit {type(backbone).__name__}; {listed}. '
+            'Nothing was loaded. Check arch and prefix; a file of the '
+            'original authors is named published://PATH')
+    backbone.load_state_dict(state_dict, strict=False)
+    print_log(
+        f'{type(backbone).__name__}: loaded {len(state_dict)} tensors from '
+        f'{checkpoint}', logger='current')
+
+
+def _select(state_dict, prefix):
+    """The backbone's tensors, without prefixes."""
+    state_dict = {re.sub(r'^module\.', '', key): value
+                  for key, value in state_dict.items()}
+    if prefix is None:
+        prefix = 'backbone.'
+        if not any(key.startswith(prefix) for key in state_dict):
+            return state_dict
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    return {key[len(prefix):]: value for key, value in state_dict.items()
+            if key.startswith(prefix)}
+
+
+def _has_module(backbone, key):
+    """Whether the stage, or other direct child, that ``key`` is in exists."""
+    name, *rest = key.split('.')
+    if name == 'stages' and rest:
+        return int(rest[0]) < len(backbone.stages)
+    return name in dict(backbone.named_children())

@@ -1,0 +1,70 @@
+"""Convert a published checkpoint for the configs in configs/cls.
+
+Recognises family and variant from the tensors. The result loads completely
+into the classifier of the configs that the report names; detectors and
+segmentors take its backbone by
+
+    init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.')
+"""
+import argparse
+import hashlib
+import os
+import sys
+
+from mm_efficient.checkpoints import (CheckpointError, convert_file,
+                                      write_checkpoint)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'src', metavar='SRC',
+        help='published file: a path (.pth, .safetensors), an http(s) address '
+        "or anything else that MMEngine's checkpoint loader takes")
+    parser.add_argument(
+        'dst', metavar='DST',
+        help='file to write (.pth); replaced as a whole if it exists')
+    return parser.parse_args()
+
+
+def check_destination(src, dst):
+    """Refuse before anything is downloaded or converted."""
+    if os.path.isdir(dst):
+        raise CheckpointError(f'{dst} is a folder; name the file to write')
+    if dst.endswith('.safetensors'):
+        raise CheckpointError(f'{dst}: the result is a PyTorch file, .pth')
+    if os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
+        raise CheckpointError(
+            f'{dst} is the published file itself; name another file to write')
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def main():
+    args = parse_args()
+    try:
+        check_destination(args.src, args.dst)
+        conversion = convert_file(args.src)
+        write_checkpoint(conversion.checkpoint, args.dst)
+    except (CheckpointError, OSError, ImportError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(conversion.report)
+    print(f'written    {args.dst}, SHA-256 {sha256(args.dst)}')
+    print('next       tools/test.py CONFIG of the above with this file, or\n'
+          "           init_cfg=dict(type='Pretrained', "
+          f"checkpoint='{args.dst}', prefix='backbone.')")
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
