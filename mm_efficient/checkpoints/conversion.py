@@ -8,15 +8,16 @@ checking the result against the model that the registry builds.
 """
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..version import __version__
 
-Tensors = Dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 class CheckpointError(ValueError):
@@ -32,7 +33,7 @@ class Source(NamedTuple):
             tensor itself.
     """
 
-    keys: Tuple[str, ...]
+    keys: tuple[str, ...]
     make: Callable[..., Tensor] = lambda tensor: tensor
 
 
@@ -55,10 +56,10 @@ class Layout:
     arch: str
     model: dict
     sources: Callable[[str], Source]
-    configs: List[str]
+    configs: list[str]
     layout: str = 'published'
     ignored: Mapping[str, str] = field(default_factory=dict)
-    notes: List[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Family(ABC):
@@ -71,11 +72,11 @@ class Family(ABC):
     """
 
     name: str
-    entries: Tuple[str, ...] = (
+    entries: tuple[str, ...] = (
         'model_ema', 'state_dict_ema', 'ema', 'model', 'state_dict')
 
     @abstractmethod
-    def recognise(self, tensors: Tensors) -> Optional[Layout]:
+    def recognise(self, tensors: Tensors) -> Layout | None:
         """Tell from names and shapes whether these tensors are of this family.
 
         Args:
@@ -91,7 +92,7 @@ class Family(ABC):
         """
 
 
-FAMILIES: List[Family] = []
+FAMILIES: list[Family] = []
 
 
 def register_family(cls):

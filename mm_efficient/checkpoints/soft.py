@@ -7,8 +7,7 @@ import re
 
 import torch
 
-from .conversion import (CheckpointError, Family, Layout, Source,
-                         register_family)
+from .conversion import CheckpointError, Family, Layout, Source, register_family
 
 # Our module in a block of stages 1 to 3 -> published module. Stage 4 blocks
 # have the same names in both, except for the projections to q, k and v.

@@ -4,10 +4,13 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+from mmengine.model import PretrainedInit
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from ..checkpoints import load_pretrained
 
 NUM_STAGES = 4
 MIN_IMAGE_SIZE = 32
@@ -57,6 +60,9 @@ class PyramidBackbone(BaseBackbone):
     """
 
     ARCHS: Dict[str, dict] = {}
+    # Regular expressions of parameters for dense prediction alone, which
+    # pretrained weights of a classifier do not have
+    DENSE_ONLY: Tuple[str, ...] = ()
 
     def __init__(self,
                  arch: Union[str, dict],
@@ -156,17 +162,32 @@ class PyramidBackbone(BaseBackbone):
                 f'{x.shape[2]} x {x.shape[3]} (H x W); resize or pad them')
 
     def init_weights(self):
-        """Initialise from scratch, then as ``init_cfg`` says (pretrained)."""
-        if not self.is_init and not self._is_pretrained():
+        """Initialise from scratch, or with the weights ``init_cfg`` names.
+
+        Raises:
+            CheckpointError: If the weights of ``type='Pretrained'`` do not fit
+                completely, see
+                :func:`~mm_efficient.checkpoints.load_pretrained`.
+        """
+        if self.is_init:
+            super().init_weights()  # warns
+            return
+        init_cfg = self.init_cfg
+        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]
+        pretrained = [cfg for cfg in cfgs
+                      if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        if not pretrained:
             self._init_from_scratch()
+        # MMEngine's loading of pretrained weights only warns of misfits
+        self.init_cfg = [cfg for cfg in cfgs if cfg and cfg not in pretrained]
         super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'),
+                            cfg.get('map_location', 'cpu'))
 
     def _init_from_scratch(self):
         """The family's published initialisation; PyTorch's if not overridden."""
-
-    def _is_pretrained(self) -> bool:
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        return any(cfg and cfg.get('type') == 'Pretrained' for cfg in cfgs)
 
     def train(self, mode: bool = True):
         """Set training mode, except of frozen stages and ``norm_eval`` norms."""

@@ -9,8 +9,12 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from mm_efficient.checkpoints import (CheckpointError, convert_checkpoint,
-                                      convert_file, write_checkpoint)
+from mm_efficient.checkpoints import (
+    CheckpointError,
+    convert_checkpoint,
+    convert_file,
+    write_checkpoint,
+)
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -11,8 +11,7 @@ import hashlib
 import os
 import sys
 
-from mm_efficient.checkpoints import (CheckpointError, convert_file,
-                                      write_checkpoint)
+from mm_efficient.checkpoints import CheckpointError, convert_file, write_checkpoint
 
 
 def parse_args():
