@@ -1,0 +1,136 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mm_efficient.engine.distributed import (
+    CPUDistributedDataParallel,
+    init_distributed,
+)
+
+# Two processes see the samples 1 and 2; d(loss)/d(weight) is the sample, so one
+# step of SGD with learning rate 1 from weight 0 leads to -(1 + 2) / 2.
+SCRIPT = '''
+import json, sys
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_dist_info
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+from mm_efficient.engine.distributed import init_distributed
+
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.norm = nn.SyncBatchNorm(1)
+
+    def forward(self, inputs, mode='tensor'):
+        inputs = torch.as_tensor(inputs).float()  # (1, )
+        zero = self.norm(torch.randn(4, 1)).sum() * 0
+        return dict(loss=(self.weight * inputs).sum() + zero)
+
+launcher, folder = sys.argv[1:]
+cfg = Config(dict(launcher=launcher, env_cfg=dict(dist_cfg=dict(backend='nccl'))))
+init_distributed(cfg)
+runner = Runner(
+    Model(), work_dir=folder, launcher=launcher, cfg=cfg,
+    train_dataloader=dict(
+        dataset=[dict(inputs=1.), dict(inputs=2.)], batch_size=1,
+        sampler=dict(type='DefaultSampler', shuffle=False)),
+    train_cfg=dict(by_epoch=True, max_epochs=1),
+    optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.)),
+    default_hooks=dict(checkpoint=None))
+runner.train()
+rank, world_size = get_dist_info()
+result = dict(
+    world_size=world_size,
+    weight=runner.model.module.weight.item(),
+    wrapper=type(runner.model).__name__,
+    norm=type(runner.model.module.norm).__name__)
+with open(f'{folder}/{rank}.json', 'w') as file:
+    json.dump(result, file)
+'''
+
+
+@pytest.fixture
+def cpu_only(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip('a machine with a GPU takes the other branch')
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+def run_pytorch(script, folder):
+    return [
+        subprocess.Popen([
+            sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2',
+            f'--master_port={free_port()}', script, 'pytorch', folder
+        ])
+    ]
+
+
+def run_slurm(script, folder):
+    common = dict(
+        os.environ, SLURM_NTASKS='2', SLURM_NODELIST='localhost',
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    return [
+        subprocess.Popen([sys.executable, script, 'slurm', folder],
+                         env=dict(common, SLURM_PROCID=rank, SLURM_LOCALID=rank))
+        for rank in ('0', '1')
+    ]
+
+
+@pytest.mark.parametrize('launch', [run_pytorch, run_slurm])
+def test_two_processes_average_their_gradients(launch, tmp_path, cpu_only):
+    script = tmp_path / 'script.py'
+    script.write_text(SCRIPT)
+    processes = launch(str(script), str(tmp_path))
+    try:
+        assert [process.wait(timeout=120) for process in processes].count(0) == \
+            len(processes)
+    finally:
+        for process in processes:
+            process.kill()
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f'{rank}.json').read_text()) == dict(
+            world_size=2, weight=-1.5, wrapper='CPUDistributedDataParallel',
+            norm='_BatchNormXd')
+
+
+def test_single_process_is_left_alone():
+    cfg = Config(dict(launcher='none'))
+    init_distributed(cfg)
+    assert not torch.distributed.is_initialized()
+    assert 'model_wrapper_cfg' not in cfg
+
+
+def test_with_a_gpu_the_backend_is_the_configs(monkeypatch):
+    started = []
+    module = 'mm_efficient.engine.distributed'
+    monkeypatch.setattr(f'{module}.get_device', lambda: 'cuda')
+    monkeypatch.setattr(f'{module}.set_multi_processing', lambda distributed: None)
+    monkeypatch.setattr(f'{module}.init_dist',
+                        lambda launcher, **kwargs: started.append((launcher, kwargs)))
+    cfg = Config(dict(
+        launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=9))))
+    init_distributed(cfg)
+    assert started == [('pytorch', dict(backend='nccl', timeout=9))]
+    assert 'model_wrapper_cfg' not in cfg
+
+
+def test_wrapper_refuses_a_model_elsewhere():
+    with pytest.raises(ValueError, match='remove model_wrapper_cfg'):
+        CPUDistributedDataParallel(nn.Linear(2, 2, device='meta'))
