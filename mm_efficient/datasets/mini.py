@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
-from pycocotools import mask as mask_utils
 
 from .scenes import GROUNDS, SHAPES, draw_scene, draw_single
 
@@ -27,7 +26,7 @@ PALETTE = dict(
          (119, 171, 48), (237, 177, 32), (126, 47, 142)))
 
 # (H, W) in pixels: landscape, portrait and square photographs
-SHAPES_ON_DISK = ((144, 192), (160, 192), (128, 176), (192, 144), (160, 160))
+SHAPES_ON_DISK = ((192, 256), (208, 256), (176, 256), (256, 192), (224, 224))
 CROWD_EVERY = 10  # one picture in ten has a flock, the first one always
 MARKER = 'mini.json'
 VERSION = 1
@@ -82,6 +81,8 @@ def _uncompressed_rle(mask):
 
 def _annotation(segmentation, shape, label, iscrowd):
     """COCO annotation whose area and box are those of its segmentation."""
+    from pycocotools import mask as mask_utils  # comes with detection only
+
     rle = mask_utils.frPyObjects(segmentation, *shape)
     rle = mask_utils.merge(rle) if isinstance(rle, list) else rle
     return dict(

@@ -1,0 +1,211 @@
+"""What can be told to be wrong before a runner is built.
+
+Every check raises :class:`SetupError` with what was expected, what came and
+the next step.
+"""
+import json
+import os.path as osp
+import zipfile
+from pathlib import Path
+
+import torch
+from mmengine.model import is_model_wrapper
+
+DATA_HELP = dict(
+    mmpretrain='ImageNet-1K (train/<class>/*.JPEG and val/<class>/*.JPEG) from '
+    'https://www.image-net.org',
+    mmdet='COCO 2017 (train2017.zip, val2017.zip, annotations_trainval2017.zip)'
+    ' from https://cocodataset.org/#download',
+    mmseg='ADE20K (ADEChallengeData2016.zip) from '
+    'http://sceneparsing.csail.mit.edu')
+LARGEST_PARSED = 64 << 20  # bytes; beyond, an annotation file is only sniffed
+
+
+class SetupError(RuntimeError):
+    """Something the user gave is missing or wrong."""
+
+
+def leaf_datasets(dataset):
+    """Data set configs inside possible wrappers.
+
+    Args:
+        dataset (dict): Config of a data set or of a wrapper.
+
+    Returns:
+        list[dict]: The innermost configs, themselves and not copies.
+    """
+    if 'datasets' in dataset:
+        return [leaf for d in dataset['datasets'] for leaf in leaf_datasets(d)]
+    if 'dataset' in dataset:
+        return leaf_datasets(dataset['dataset'])
+    return [dataset]
+
+
+def _is_local(path):
+    return '://' not in path
+
+
+def _under(root, path):
+    return path if osp.isabs(path) or not _is_local(path) else \
+        osp.join(root, path)
+
+
+def _expected_paths(dataset):
+    """Paths that a data set config will read from."""
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or dataset.get('split') or ''
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    paths = [_under(root, p) for p in prefixes if p is not None]
+    ann_file = dataset.get('ann_file')
+    return paths + ([_under(root, ann_file)] if ann_file else [])
+
+
+def check_data(cfg, part):
+    """Check that the files a data loader reads from are there.
+
+    Args:
+        cfg (Config): Config of the run.
+        part (str): ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+        SetupError: If a folder or annotation file is missing, or an annotation
+            file is not a COCO one where it has to be.
+    """
+    loader = cfg.get(f'{part}_dataloader')
+    if loader is None:
+        return
+    for dataset in leaf_datasets(loader['dataset']):
+        for path in _expected_paths(dataset):
+            if _is_local(path) and path and not osp.exists(path):
+                raise SetupError(_missing_data(cfg, part, path))
+        ann_file = dataset.get('ann_file')
+        if str(dataset.get('type')).endswith('CocoDataset') and ann_file:
+            path = _under(dataset.get('data_root') or '', ann_file)
+            if _is_local(path):
+                check_coco_file(path, dataset.get('metainfo'))
+
+
+def _missing_data(cfg, part, path):
+    source = DATA_HELP.get(cfg.get('default_scope'), 'the data set')
+    return (
+        f'{path} does not exist; {part}_dataloader of the config reads from it '
+        f'(current folder: {Path.cwd()}).\n'
+        '  - to try the config on a small generated data set, add --mini\n'
+        f'  - to train in earnest, get {source}\n'
+        '  - if you have it elsewhere, add --cfg-options data_root=FOLDER')
+
+
+def check_coco_file(path, metainfo=None):
+    """Check that a file is COCO json, and of the classes wanted.
+
+    Args:
+        path (str): The annotation file.
+        metainfo (dict, optional): With the names wanted under ``classes``.
+            Defaults to None.
+
+    Raises:
+        SetupError: If it is not.
+    """
+    expected = ('expected COCO json, an object with the lists "images", '
+                '"annotations" and "categories"')
+    try:
+        if osp.getsize(path) > LARGEST_PARSED:
+            with open(path, encoding='utf-8') as file:
+                if not file.read(64).lstrip().startswith('{'):
+                    raise ValueError('it does not start with "{"')
+            return
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise SetupError(f'{path} is not an annotation file: {error}; '
+                         f'{expected}.') from None
+    missing = [
+        key for key in ('images', 'annotations', 'categories')
+        if not isinstance(content, dict)
+        or not isinstance(content.get(key), list)
+    ]
+    if missing:
+        raise SetupError(f'{path} has no list {missing[0]!r}; {expected}.')
+    classes = (metainfo or {}).get('classes')
+    names = [c.get('name') for c in content['categories']]
+    if classes and not set(classes) & set(names):
+        raise SetupError(
+            f'{path} has none of the classes {list(classes)[:5]} of the '
+            f'config, its categories are {names[:5]}. Set metainfo of the '
+            'data set.')
+
+
+def check_checkpoint(path, resume=False):
+    """Check that a checkpoint can be read, and read it.
+
+    Args:
+        path (str): Local path; anything with a scheme is left to MMEngine.
+        resume (bool): Whether a training is to go on from it. Defaults to
+            False.
+
+    Returns:
+        dict | None: The checkpoint on CPU, None if it is not a local file.
+
+    Raises:
+        SetupError: If it is missing, truncated or of the wrong kind.
+    """
+    if not _is_local(path):
+        return None
+    if not osp.isfile(path):
+        raise SetupError(f'Checkpoint {path} does not exist '
+                         f'(current folder: {Path.cwd()}).')
+    try:
+        # like MMEngine, which reads it again later: it holds more than tensors
+        checkpoint = torch.load(path, map_location='cpu', weights_only=False,
+                                mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # unpickling can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise SetupError(
+            f'Checkpoint {path} ({osp.getsize(path)} bytes) cannot be read, it '
+            f'is truncated or not a PyTorch file: {reason}') from None
+    if not isinstance(checkpoint, dict):
+        raise SetupError(f'Checkpoint {path} holds a '
+                         f'{type(checkpoint).__name__}, expected a dict.')
+    if resume and not {'meta', 'state_dict', 'optimizer'} <= set(checkpoint):
+        raise SetupError(
+            f'Checkpoint {path} has no training state to resume from (keys '
+            f'{list(checkpoint)[:6]}). To start from its weights, use '
+            f'--cfg-options load_from={path} instead of --resume.')
+    return checkpoint
+
+
+def check_weights(model, checkpoint, path):
+    """Check that a checkpoint has every tensor that a model needs.
+
+    Args:
+        model (nn.Module): The model, wrapped for distributed runs or not.
+        checkpoint (dict): What :func:`check_checkpoint` returned.
+        path (str): Where it came from, for the message.
+
+    Raises:
+        SetupError: If tensors are missing or have another shape.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    shapes = {
+        key.removeprefix('module.'): tuple(value.shape)
+        for key, value in weights.items() if hasattr(value, 'shape')
+    }
+    missing, different = [], []
+    model = model.module if is_model_wrapper(model) else model
+    for key, value in model.state_dict().items():
+        if key not in shapes:
+            missing.append(key)
+        elif shapes[key] != tuple(value.shape):
+            different.append(f'{key}: {shapes[key]} in the file, '
+                             f'{tuple(value.shape)} in the model')
+    if missing or different:
+        raise SetupError(
+            f'Checkpoint {path} does not fit the model of the config: '
+            f'{len(missing)} tensors are missing {_shorten(missing)}, '
+            f'{len(different)} have another shape {_shorten(different)}. Was '
+            'it trained with this config (and with --mini or without)?')
+
+
+def _shorten(items, most=4):
+    return '[' + ', '.join(items[:most]) + (
+        ', ...]' if len(items) > most else ']')
