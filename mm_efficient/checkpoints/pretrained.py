@@ -31,6 +31,10 @@ def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
         CheckpointError: A tensor is missing, left over or has another shape.
     """
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f'{checkpoint}: expected a dict of tensors, got '
+            f'{type(loaded).__name__}; pass a checkpoint file')
     state_dict = _select(loaded.get('state_dict', loaded), prefix)
     expected = backbone.state_dict()
     faults = {
@@ -80,6 +84,6 @@ def _select(state_dict, prefix):
 def _has_module(backbone, key):
     """Whether the stage, or other direct child, that ``key`` is in exists."""
     name, *rest = key.split('.')
-    if name == 'stages' and rest:
+    if name == 'stages' and rest and rest[0].isdigit():
         return int(rest[0]) < len(backbone.stages)
     return name in dict(backbone.named_children())

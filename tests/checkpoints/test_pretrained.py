@@ -122,6 +122,17 @@ def test_nothing_is_loaded_from_a_file_that_does_not_fit(files, expected):
                for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize('content, message', [
+    (torch.zeros(3), 'expected a dict of tensors, got Tensor'),
+    (dict(epoch=3), 'missing: stem'),
+    ({'stages.norm.weight': torch.zeros(3)}, 'left over: stages.norm.weight'),
+])
+def test_not_the_weights_of_a_backbone(content, message, tmp_path):
+    torch.save(content, tmp_path / 'odd.pth')
+    with pytest.raises(CheckpointError, match=message):
+        initialised(tmp_path / 'odd.pth')
+
+
 class DenseSOFT(SOFT):
     DENSE_ONLY = (r'norm0\..*', )
 
