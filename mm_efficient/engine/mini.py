@@ -196,7 +196,7 @@ def _shrink_schedule(cfg, recipe):
     if optimizer.type.startswith('Adam'):
         optimizer.lr = recipe['lr']
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=recipe['batch'])
-    _shrink_hooks(cfg, max(1, passes // 4) if by_epoch else iters // 4)
+    _shrink_hooks(cfg, max(1, passes // 3) if by_epoch else iters // 3)
 
 
 def _shrink_hooks(cfg, checkpoint_interval):
