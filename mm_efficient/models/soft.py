@@ -27,10 +27,11 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
-from ..ops.gaussian_attention import gaussian_attention, gaussian_kernel
+from ..ops.gaussian_attention import gaussian_attention, landmark_kernel
 from ..ops.newton_inverse import normalized_inverse, regularized_inverse
 from ..ops.pooling import area_pool
 from .base import NUM_STAGES, PyramidBackbone, drop_path_rates, run_blocks
+from .layers import at_least_float32, autocast_disabled
 
 HEAD_DIMS = 32
 MLP_RATIO = 4
@@ -302,42 +303,40 @@ class SOFTAttention(nn.Module):
         query = self.q(x) * HEAD_DIMS**-0.25
         value = self.v(x)
         local = self._convolve(value)
-        with torch.autocast(x.device.type, enabled=False):
-            query, value, local = (_at_least_float32(t)
+        with autocast_disabled(x):
+            query, value, local = (at_least_float32(t)
                                    for t in (query, value, local))
             out = self._attend(query, value) + local
             return self.proj(out)
 
     def _attend(self, query: Tensor, value: Tensor) -> Tensor:
-        heads = (self.num_heads, HEAD_DIMS)
         landmarks = self._landmarks(query)  # (B, heads, m, d)
-        inverse = self.inverse(gaussian_kernel(landmarks, landmarks))
+        inverse = self.inverse(landmark_kernel(landmarks))
         if self.pretrain_grid:
             tokens = query.shape[1] * query.shape[2]
             inverse = inverse * (self.pretrain_grid**2 / tokens)
-        out = gaussian_attention(
-            query.flatten(1, 2).unflatten(-1, heads).transpose(1, 2),
-            landmarks,
-            value.flatten(1, 2).unflatten(-1, heads).transpose(1, 2),
-            inverse)  # (B, heads, N, d)
+        out = gaussian_attention(self._split_heads(query), landmarks,
+                                 self._split_heads(value), inverse)
         return out.transpose(1, 2).reshape(query.shape)
 
     def _landmarks(self, query: Tensor) -> Tensor:
         """One landmark per r x r tokens, (B, h, w, C) -> (B, heads, m, d)."""
-        ratio = self.landmark_conv.stride[0]
-        rows, columns = query.shape[1] // ratio, query.shape[2] // ratio
-        # Non-overlapping patches of every head, as rows of one matrix product;
-        # a remainder of the grid has no landmark, as published.
-        patches = query[:, :rows * ratio, :columns * ratio]
-        patches = patches.reshape(-1, rows, ratio, columns, ratio, self.num_heads,
-                                  HEAD_DIMS).permute(0, 5, 1, 3, 2, 4, 6)
-        weight = self.landmark_conv.weight.permute(2, 3, 1, 0).reshape(-1, HEAD_DIMS)
-        landmarks = patches.flatten(4) @ weight  # (B, heads, rows, columns, d)
+        conv = self.landmark_conv
+        # All heads at once; a remainder of the grid has no landmark, as published
+        landmarks = F.conv2d(query.permute(0, 3, 1, 2),
+                             conv.weight.repeat(self.num_heads, 1, 1, 1),
+                             stride=conv.stride, groups=self.num_heads)
+        landmarks = landmarks.permute(0, 2, 3, 1)  # (B, rows, columns, C)
         if self.pretrain_grid:
-            bound = self.pretrain_grid // ratio
-            landmarks = area_pool(landmarks, torch.sym_min(rows, bound),
-                                  torch.sym_min(columns, bound))
-        return F.gelu(self.landmark_norm(landmarks)).flatten(2, 3)
+            bound = self.pretrain_grid // conv.stride[0]
+            rows, columns = landmarks.shape[1:3]
+            landmarks = area_pool(landmarks, _minimum(rows, bound),
+                                  _minimum(columns, bound))
+        return F.gelu(self.landmark_norm(self._split_heads(landmarks)))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, heads, h * w, d)."""
+        return x.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _convolve(self, value: Tensor) -> Tensor:
         weight = self.value_conv.weight.repeat_interleave(HEAD_DIMS, 0)  # (C, 1, k, k)
@@ -346,8 +345,11 @@ class SOFTAttention(nn.Module):
         return out.permute(0, 2, 3, 1)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _minimum(size: int, bound: int) -> int:
+    """``min`` that keeps a size symbolic while exporting with dynamic sizes."""
+    if isinstance(size, torch.SymInt):
+        return torch.sym_min(size, bound)
+    return min(size, bound)
 
 
 class SOFTBlock(nn.Module):

@@ -35,6 +35,23 @@ def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.transpose(-1, -2) - half_norms).clamp(max=0).exp()
 
 
+def landmark_kernel(landmarks: Tensor) -> Tensor:
+    """Gaussian kernel of landmarks with themselves, unit diagonal exactly.
+
+    Rounding on the diagonal would decide about the result where the start
+    factor of the inverse is on the edge of convergence (a single landmark).
+
+    Args:
+        landmarks (Tensor): (..., m, d).
+
+    Returns:
+        Tensor: (..., m, m), symmetric.
+    """
+    kernel = gaussian_kernel(landmarks, landmarks)
+    diagonal = torch.eye(kernel.shape[-1], dtype=torch.bool, device=kernel.device)
+    return kernel.masked_fill(diagonal, 1)
+
+
 def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor,
                                  inverse: Tensor) -> Tensor:
     """Plain form of :func:`gaussian_attention`, in the published order."""

@@ -98,8 +98,8 @@ def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
         steps (int): Number of steps.
 
     Returns:
-        Tensor: (B, heads, m, m), with gradients to ``kernel`` and ``alpha``
-        whose memory does not grow with ``steps``.
+        Tensor: (B, heads, m, m), with gradients to ``kernel`` (symmetric, like
+        it) and ``alpha`` whose memory does not grow with ``steps``.
     """
     return _NewtonIteration.apply(kernel, alpha, steps)
 
@@ -136,7 +136,8 @@ class _NewtonIteration(Function):
     The result is a polynomial p(A). For symmetric A the derivative of a matrix
     polynomial is its own adjoint, so the gradient for an incoming G is the
     directional derivative of p at A in direction G: the tangent recursion,
-    run beside the iteration, replaces reverse mode.
+    run beside the iteration, replaces reverse mode. A being symmetric, only
+    the symmetric part of G counts.
     """
 
     @staticmethod
@@ -149,14 +150,17 @@ class _NewtonIteration(Function):
     @once_differentiable
     def backward(ctx, grad):
         kernel, alpha = ctx.saved_tensors
+        direction = (grad + grad.transpose(-1, -2)) / 2
         x = alpha * kernel
-        tangent = alpha * grad  # of x, A moving along the incoming gradient
-        by_alpha = kernel  # derivative of x by alpha, commutes with A
+        tangent = alpha * direction  # of x, A moving along the gradient
+        by_alpha = kernel  # derivative of x by alpha; commutes with A and x
         for _ in range(ctx.steps):
-            product = kernel @ x
-            by_alpha = 2 * (by_alpha - by_alpha @ product)
-            tangent = (2 * tangent - tangent @ product - x @ (grad @ x)
-                       - product @ tangent)
-            x = 2 * x - x @ product
-        grad_alpha = (grad * by_alpha).sum_to_size(alpha.shape)
+            # One product on the right serves all three: (B, heads, 3 m, m)
+            stacked = torch.cat([x, tangent, by_alpha], -2) @ (kernel @ x)
+            x_step, tangent_step, alpha_step = stacked.chunk(3, -2)
+            tangent = (2 * tangent - tangent_step - tangent_step.transpose(-1, -2)
+                       - x @ (direction @ x))
+            by_alpha = 2 * (by_alpha - alpha_step)
+            x = 2 * x - x_step
+        grad_alpha = (direction * by_alpha).sum_to_size(alpha.shape)
         return tangent, grad_alpha, None
