@@ -22,8 +22,9 @@ Environment variables:
   PYTHON     interpreter to create the environment with, Python 3.10 to 3.13
              (default: the first one found)
 
-uv installs the packages when it is on PATH, else pip does. Both follow this
-machine's own settings for package indexes, proxies and certificates.
+uv installs the packages, from PATH or else fetched into the environment by pip;
+where that fails pip does it all. This machine's own settings for package
+indexes and certificates are followed.
 EOF
 }
 
@@ -94,20 +95,57 @@ create_venv() {
   fi
 }
 
-install_packages() {
-  local reinstall=$1
-  if command -v uv >/dev/null; then
-    say "installing $pins with uv"
-    isolated uv pip install --python "$python" ${reinstall:+--reinstall} \
-      -r "$pins"
-    isolated uv pip install --quiet --python "$python" --no-deps \
+pip_setting() {
+  "$python" -m pip config list 2>/dev/null |
+    sed -n "s/^[^.]*\.$1='\(.*\)'\$/\1/p" | head -n 1
+}
+
+# Without uv on the machine, pip first fetches the pinned uv, which is several
+# times faster at the rest. It is told where pip would look for packages; where
+# that does not work out, pip installs everything.
+install_with_fetched_uv() {
+  local index extra links cert
+  say 'fetching uv with pip'
+  isolated "$python" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$pins" uv || return 1
+  index=$(pip_setting index-url)
+  extra=$(pip_setting extra-index-url)
+  links=$(pip_setting find-links)
+  cert=$(pip_setting cert)
+  (
+    [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX-$index}"
+    [ -z "$extra" ] || export UV_INDEX="${UV_INDEX-$extra}"
+    [ -z "$links" ] || export UV_FIND_LINKS="${UV_FIND_LINKS-${links// /,}}"
+    [ -z "$cert" ] || export SSL_CERT_FILE="${SSL_CERT_FILE-$cert}"
+    [ "$(pip_setting no-index)" != true ] || export UV_NO_INDEX=1
+    export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY-unsafe-best-match}"  # as pip
+    install_with "$venv/bin/uv" "$@"
+  )
+}
+
+install_with() {
+  local uv=$1 reinstall=$2
+  say "installing $pins with uv"
+  isolated "$uv" pip install --python "$python" ${reinstall:+--reinstall} \
+    -r "$pins" &&
+    isolated "$uv" pip install --quiet --python "$python" --no-deps \
       --no-build-isolation -e "$root"
+}
+
+install_with_pip() {
+  local reinstall=$1
+  say "installing $pins with pip; this takes some minutes"
+  isolated "$python" -m pip install ${reinstall:+--force-reinstall} \
+    --disable-pip-version-check --progress-bar off -r "$pins"
+  isolated "$python" -m pip install --quiet --disable-pip-version-check \
+    --no-deps --no-build-isolation -e "$root"
+}
+
+install_packages() {
+  if command -v uv >/dev/null; then
+    install_with uv "$1"
   else
-    say "installing $pins with pip (uv, if installed, is several times faster)"
-    isolated "$python" -m pip install ${reinstall:+--force-reinstall} \
-      --disable-pip-version-check --progress-bar off -r "$pins"
-    isolated "$python" -m pip install --quiet --disable-pip-version-check \
-      --no-deps --no-build-isolation -e "$root"
+    install_with_fetched_uv "$1" || install_with_pip "$1"
   fi
 }
 
