@@ -70,8 +70,10 @@ def _dataset_fields(name, part):
             data_prefix=dict(img=f'{part}2017/'))
     if name == 'ade':
         folder = dict(train='training', val='validation')[part]
+        # ADE20KDataset accepts no class names but its own 150.
         return dict(
-            type='ADE20KDataset',
+            type='BaseSegDataset', img_suffix='.jpg', seg_map_suffix='.png',
+            reduce_zero_label=True,
             data_prefix=dict(img_path=f'images/{folder}',
                              seg_map_path=f'annotations/{folder}'))
     return dict(type='ImageNet', data_prefix=part, ann_file='')
