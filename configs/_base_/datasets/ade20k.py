@@ -6,7 +6,11 @@ data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # Pillow tells a broken file from a picture: it is skipped in training.
+    dict(
+        type='LoadImageFromFile',
+        imdecode_backend='pillow',
+        ignore_empty=True),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(
         type='RandomResize',

@@ -5,7 +5,11 @@ dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # Pillow tells a broken file from a picture: it is skipped in training.
+    dict(
+        type='LoadImageFromFile',
+        imdecode_backend='pillow',
+        ignore_empty=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),

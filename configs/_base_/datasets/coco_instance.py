@@ -2,7 +2,11 @@
 _base_ = './coco_detection.py'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # Pillow tells a broken file from a picture: it is skipped in training.
+    dict(
+        type='LoadImageFromFile',
+        imdecode_backend='pillow',
+        ignore_empty=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),

@@ -14,7 +14,11 @@ bgr_std = [57.375, 57.12, 58.395]
 
 random_resized_crop = dict(type='RandomResizedCrop', scale=224, backend='pillow')
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # Pillow tells a broken file from a picture: it is skipped in training.
+    dict(
+        type='LoadImageFromFile',
+        imdecode_backend='pillow',
+        ignore_empty=True),
     dict(
         type='RandomChoice',
         transforms=[[dict(interpolation='bilinear', **random_resized_crop)],
