@@ -1,0 +1,100 @@
+"""The grid of configs that the families promise, for the tests next to this file.
+
+A new family adds its row to ``FAMILIES``.
+"""
+import copy
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import mm_efficient  # noqa: F401
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+class Family(NamedTuple):
+    """How the configs of one backbone class are named, and what they declare."""
+    prefix: str
+    example: str  # small variant that stands for the family in training
+    kinds: dict[str, dict] = {'': {}}  # suffix of the variant -> backbone settings
+    outside: tuple[str, ...] = ()  # archs without configs
+    pretrain_size: int | None = None  # of det and seg configs
+    classifier_only: tuple[str, ...] = ()  # tensors that det and seg do not have
+    cls: str = '300e'
+    fpn: str = 'fpn_80k'
+
+
+FAMILIES = dict(
+    SOFT=Family(
+        prefix='soft',
+        example='soft_tiny',
+        kinds={
+            '': dict(normalized=False),
+            '_norm': dict(normalized=True)
+        },
+        outside=('small_d20', ),
+        pretrain_size=224))
+
+
+class Leaf(NamedTuple):
+    """What the name of a config promises."""
+    family: str
+    variant: str
+    arch: str
+    settings: dict
+    task: str
+    method: str
+
+
+def backbone_class(family):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.get(f'mmpretrain.{family}')
+
+
+def expected_leaves():
+    leaves = {}
+    for name, family in FAMILIES.items():
+        for arch in backbone_class(name).ARCHS:
+            if arch in family.outside:
+                continue
+            for suffix, settings in family.kinds.items():
+                variant = f'{family.prefix}_{arch}{suffix}'
+                for task, method in (('cls', family.cls), ('det', 'retinanet_1x'),
+                                     ('det', 'maskrcnn_1x'), ('seg', 'upernet_160k'),
+                                     ('seg', family.fpn)):
+                    leaves[f'{task}/{variant}_{method}'] = Leaf(
+                        name, variant, arch, settings, task, method)
+    return leaves
+
+
+EXPECTED = expected_leaves()
+ON_DISK = sorted(
+    path.relative_to(CONFIGS).with_suffix('').as_posix()
+    for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
+EVERY_LEAF = pytest.mark.parametrize('name', ON_DISK)
+EXAMPLES = [
+    name for name, leaf in EXPECTED.items()
+    if leaf.variant == FAMILIES[leaf.family].example
+]
+
+
+@functools.cache
+def load(name):
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def build_model(name):
+    config = load(name)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return MODELS.build(copy.deepcopy(config.model))
+
+
+@functools.cache
+def meta_model(name):
+    with torch.device('meta'):
+        return build_model(name).eval()

@@ -1,0 +1,159 @@
+"""Every config: its name against its content, and the fit of its model's parts.
+
+Models are built on the meta device, all 50 of SOFT in a few seconds.
+"""
+import inspect
+import re
+
+import pytest
+import torch
+from config_grid import (
+    EVERY_LEAF,
+    EXPECTED,
+    FAMILIES,
+    ON_DISK,
+    backbone_class,
+    load,
+    meta_model,
+)
+
+from mm_efficient.models import PyramidBackbone
+
+DETECTORS = dict(retinanet='RetinaNet', maskrcnn='MaskRCNN')
+HEADS = dict(upernet='UPerHead', fpn='FPNHead')
+# Strides of what the neck, or the backbone where there is none, hands on.
+PYRAMIDS = dict(
+    retinanet=(8, 16, 32, 64, 128),
+    maskrcnn=(4, 8, 16, 32, 64),
+    upernet=(4, 8, 16, 32),
+    fpn=(4, 8, 16, 32))
+
+
+def test_every_family_has_configs():
+    families = {
+        cls.__name__
+        for cls in PyramidBackbone.__subclasses__()
+        if cls.__module__.startswith('mm_efficient.')
+    }
+    assert families == set(FAMILIES)
+
+
+def test_grid_is_complete():
+    assert set(ON_DISK) == set(EXPECTED)
+
+
+@EVERY_LEAF
+def test_name_says_which_backbone(name):
+    leaf, backbone = EXPECTED[name], load(name).model.backbone
+    prefix = '' if leaf.task == 'cls' else 'mmpretrain.'
+    assert backbone.type == prefix + leaf.family
+    assert backbone.arch == leaf.arch
+    defaults = inspect.signature(backbone_class(leaf.family).__init__).parameters
+    for key, value in leaf.settings.items():
+        assert backbone.get(key, defaults[key].default) == value
+    if leaf.task != 'cls':
+        assert backbone.out_indices == (0, 1, 2, 3)
+        assert backbone.get('pretrain_size') == FAMILIES[leaf.family].pretrain_size
+
+
+@EVERY_LEAF
+def test_name_says_which_method(name):
+    leaf, config = EXPECTED[name], load(name)
+    method = leaf.method.rpartition('_')[0]
+    dataset = config.train_dataloader.dataset.type
+    if leaf.task == 'cls':
+        assert config.default_scope == 'mmpretrain'
+        assert (config.model.type, dataset) == ('ImageClassifier', 'ImageNet')
+    elif leaf.task == 'det':
+        assert config.default_scope == 'mmdet'
+        assert (config.model.type, dataset) == (DETECTORS[method], 'CocoDataset')
+        metric = ['bbox', 'segm'] if method == 'maskrcnn' else 'bbox'
+        assert config.val_evaluator.metric == metric
+        assert config.test_evaluator.metric == metric
+    else:
+        assert config.default_scope == 'mmseg'
+        assert (config.model.type, dataset) == ('EncoderDecoder', 'ADE20KDataset')
+        assert config.model.decode_head.type == HEADS[method]
+
+
+@EVERY_LEAF
+def test_name_says_how_long(name):
+    leaf, config = EXPECTED[name], load(name)
+    length, unit = re.fullmatch(r'(\d+)([exk])', leaf.method.split('_')[-1]).groups()
+    if unit == 'k':
+        assert config.train_cfg.max_iters == 1000 * int(length)
+    else:
+        epochs = 12 * int(length) if unit == 'x' else int(length)
+        assert config.train_cfg.max_epochs == epochs
+    by_epoch = unit != 'k'
+    assert config.log_processor.by_epoch is by_epoch
+    assert config.default_hooks.checkpoint.get('by_epoch', True) is by_epoch
+
+
+@EVERY_LEAF
+def test_model_fits_backbone(name):
+    leaf = EXPECTED[name]
+    model = meta_model(name)
+    backbone = model.backbone
+    assert type(backbone) is backbone_class(leaf.family)
+    widths = backbone.feature_channels
+    if leaf.task == 'cls':
+        pooled = torch.empty(2, widths[-1], device='meta')
+        assert model.head((pooled, )).shape == (2, 1000)
+        return
+
+    config = load(name).model
+    given = config.neck if 'neck' in config else config.decode_head
+    assert tuple(given.in_channels) == widths
+    if 'auxiliary_head' in config:
+        head = config.auxiliary_head
+        assert head.in_channels == widths[head.in_index]
+
+    # What the backbone contract promises for an image of 128 x 256
+    pyramid = tuple(
+        torch.empty(2, width, 128 // stride, 256 // stride, device='meta')
+        for width, stride in zip(widths, (4, 8, 16, 32)))
+    if model.with_neck:
+        pyramid = model.neck(pyramid)
+    method = leaf.method.rpartition('_')[0]
+    assert [(128 // out.shape[2], 256 // out.shape[3])
+            for out in pyramid] == [(stride, stride) for stride in PYRAMIDS[method]]
+    if method == 'retinanet':
+        strides = config.bbox_head.anchor_generator.strides
+        assert tuple(strides) == PYRAMIDS[method]
+    elif method == 'maskrcnn':
+        strides = config.rpn_head.anchor_generator.strides
+        assert tuple(strides) == PYRAMIDS[method]
+    else:
+        logits = model.decode_head(pyramid)
+        assert logits.shape == (2, 150, 32, 64)
+
+
+@pytest.mark.parametrize('arch, retinanet, maskrcnn, upernet', [
+    ('tiny', 23, 33, None),
+    ('small', 34, 44, 54),
+    ('medium', 55, 65, 76),
+    ('large', 74, 84, None),
+])
+def test_soft_models_have_published_size(arch, retinanet, maskrcnn, upernet):
+    for name, size in ((f'det/soft_{arch}_norm_retinanet_1x', retinanet),
+                       (f'det/soft_{arch}_norm_maskrcnn_1x', maskrcnn),
+                       (f'seg/soft_{arch}_norm_upernet_160k', upernet)):
+        if size is not None:
+            parameters = sum(p.numel() for p in meta_model(name).parameters())
+            assert abs(parameters / 1e6 - size) < 1
+
+
+@EVERY_LEAF
+def test_classifier_weights_fit(name):
+    leaf = EXPECTED[name]
+    family = FAMILIES[leaf.family]
+    classifier = meta_model(f'cls/{leaf.variant}_{family.cls}').backbone.state_dict()
+    backbone = meta_model(name).backbone.state_dict()
+    shapes = {key: tensor.shape for key, tensor in backbone.items()}
+    given = {
+        key: tensor.shape
+        for key, tensor in classifier.items()
+        if leaf.task == 'cls' or key not in family.classifier_only
+    }
+    assert given == shapes
