@@ -170,7 +170,8 @@ def _focal_terms(input, target, weight, alpha):
     num_classes = logits.size(1)
     classes = torch.arange(num_classes, device=target.device)
     positive = target[:, None] == classes  # all false for background
-    factor = torch.where(positive, -alpha, alpha - 1).to(logits)
+    factor = torch.where(positive, logits.new_tensor(-alpha),
+                         logits.new_tensor(alpha - 1))
     if weight.numel():
         # The class `num_classes` is background and has no weight of its own.
         weight = torch.cat([weight, weight.new_ones(1)]).to(logits)
