@@ -19,11 +19,12 @@ from .scenes import GROUNDS, SHAPES, draw_scene, draw_single
 
 MINI_ROOT = 'data/mini'
 CLASSES = dict(coco=SHAPES, ade=GROUNDS + SHAPES, imagenet=SHAPES)
+# Lists, since mmdet takes a tuple for a single colour
 PALETTE = dict(
-    coco=((220, 20, 60), (0, 114, 189), (119, 171, 48), (237, 177, 32),
-          (126, 47, 142)),
-    ade=((70, 130, 180), (128, 100, 60), (220, 20, 60), (0, 114, 189),
-         (119, 171, 48), (237, 177, 32), (126, 47, 142)))
+    coco=[(220, 20, 60), (0, 114, 189), (119, 171, 48), (237, 177, 32),
+          (126, 47, 142)],
+    ade=[(70, 130, 180), (128, 100, 60), (220, 20, 60), (0, 114, 189),
+         (119, 171, 48), (237, 177, 32), (126, 47, 142)])
 
 # (H, W) in pixels: landscape, portrait and square photographs
 SHAPES_ON_DISK = ((192, 256), (208, 256), (176, 256), (256, 192), (224, 224))

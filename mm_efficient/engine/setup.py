@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, get_local_rank
+from mmengine.dist import barrier
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -187,7 +187,8 @@ def start(cfg, launcher, mini=False):
     init_distributed(cfg)
     if not mini:
         return
-    if get_local_rank() == 0:  # one process of each machine, the others wait
+    # one process of each machine draws, the others wait
+    if os.environ.get('LOCAL_RANK', '0') == '0':
         try:
             prepare(MINI_DATA[cfg.default_scope])
         except OSError as error:

@@ -1,0 +1,133 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mm_efficient.datasets import prepare
+
+ROOT = Path(__file__).parents[2]
+
+DET = 'det/soft_tiny_maskrcnn_1x.py'
+SEG = 'seg/soft_tiny_fpn_80k.py'
+CLS = 'cls/soft_tiny_300e.py'
+
+
+@pytest.mark.parametrize('text, message', [
+    (None, 'does not exist'),
+    ('a = (', 'cannot be read'),
+    ('_base_ = "nowhere.py"', 'cannot be read'),
+    ('model = dict()', 'default_scope=None; expected one of'),
+    ('default_scope = "mmpose"', "default_scope='mmpose'; expected one of"),
+    ('default_scope = "mmpretrain"', 'sets no model'),
+])
+def test_wrong_config(tiny, train, fails, text, message):
+    if text is not None:
+        (tiny / 'config.py').write_text(text)
+    assert message in fails(train, 'config.py', '--work-dir', 'work')
+    assert not (tiny / 'work').exists()
+
+
+@pytest.mark.parametrize('name, folder, source', [
+    (CLS, 'data/imagenet/train', 'ImageNet-1K'),
+    (DET, 'data/coco/train2017', 'COCO 2017'),
+    (SEG, 'images/training', 'ADE20K'),
+])
+def test_missing_data(tiny, train, fails, config, name, folder, source):
+    message = fails(train, config(name), '--work-dir', 'work')
+    for part in (folder, source, '--mini', 'data_root='):
+        assert part in message
+    assert not (tiny / 'work').exists()
+
+
+@pytest.mark.parametrize('content, message', [
+    ('[1, 2', 'is not an annotation file'),
+    ('[1, 2]', "no list 'images'"),
+    ('{"images": [], "annotations": []}', "no list 'categories'"),
+])
+def test_annotations_that_are_not_coco(tiny, train, fails, config, content,
+                                       message):
+    for folder in ('annotations', 'train2017', 'val2017'):
+        (tiny / 'own' / folder).mkdir(parents=True)
+    path = tiny / 'own/annotations/instances_train2017.json'
+    path.write_text(content)
+    text = fails(train, config(DET), '--work-dir', 'work', '--cfg-options',
+                 'data_root=own')
+    assert message in text and path.name in text
+    assert not (tiny / 'work').exists()
+
+
+def test_annotations_of_other_classes(tiny, train, fails, config):
+    prepare('coco', 'own', num_train=2, num_val=1)
+    message = fails(train, config(DET), '--cfg-options', 'data_root=own/coco',
+                    'train_dataloader.dataset.metainfo.classes=("cat",)')
+    assert "none of the classes ['cat']" in message
+
+
+@pytest.mark.parametrize('write, message', [
+    (lambda path: None, 'does not exist'),
+    (lambda path: path.write_bytes(b''), 'truncated or not a PyTorch file'),
+    (lambda path: torch.save({'state_dict': {}}, path), 'no training state'),
+    (lambda path: torch.save([1], path), 'expected a dict'),
+])
+def test_checkpoint_to_resume(tiny, train, fails, config, write, message):
+    path = tiny / 'checkpoint.pth'
+    write(path)
+    assert message in fails(train, config(DET), '--mini', '--work-dir', 'work',
+                            '--resume', path)
+    assert not (tiny / 'work').exists()
+
+
+def test_truncated_checkpoint(tiny, train, fails, config):
+    path = tiny / 'checkpoint.pth'
+    torch.save({'meta': {}, 'optimizer': {},
+                'state_dict': {'x': torch.rand(5000)}}, path)
+    path.write_bytes(path.read_bytes()[:9000])
+    assert 'truncated' in fails(train, config(DET), '--mini', '--resume', path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_gpu(tiny, train, fails, config):
+    assert '--amp needs a GPU' in fails(train, config(DET), '--mini', '--amp')
+
+
+def test_mini_data_in_the_way(tiny, train, fails, config):
+    (tiny / 'data/mini/coco').mkdir(parents=True)
+    assert 'Move it away' in fails(train, config(DET), '--mini')
+
+
+def test_corrupt_pictures_are_skipped(tiny, train, config):
+    folder = prepare('ade', tiny / 'own', num_train=4, num_val=1)
+    broken = sorted((folder / 'images/training').iterdir())
+    broken[0].write_bytes(b'not a picture')
+    broken[1].write_bytes(broken[1].read_bytes()[:300])
+    broken[2].write_bytes(b'')
+    train([config(SEG), '--mini', '--work-dir', 'work', '--cfg-options',
+           f'data_root={folder}', 'train_cfg.max_iters=2',
+           'train_dataloader.batch_size=4', 'log_level=ERROR'])
+    assert (tiny / 'work/iter_2.pth').exists()
+    assert json.loads((tiny / 'work/untrained.json').read_text())['mIoU'] >= 0
+    pictures = list((tiny / 'work/predictions').iterdir())
+    assert [p.suffix for p in pictures] == ['.jpg']
+
+
+def test_two_processes(tmp_path, config):
+    """The script, the drawing of data by one process, training by two."""
+    env = dict(os.environ, PYTHON=sys.executable, PORT='29577',
+               OMP_NUM_THREADS='1')
+    done = subprocess.run(
+        ['bash', ROOT / 'tools/dist_train.sh', config(CLS), '2', '--mini',
+         '--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=1',
+         'train_dataloader.batch_size=50', 'val_dataloader.batch_size=25',
+         'train_dataloader.dataset.indices=100',
+         'default_hooks.logger.interval=1'],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = done.stdout + done.stderr
+    assert output.count('Drawing 200 pictures') == 1
+    assert 'Epoch(train) [1][1/1]' in output  # 100 pictures, 2 x 50 at a time
+    assert 'GPU number: 2' in output
+    assert list((tmp_path / 'work').glob('*.pth'))
