@@ -18,9 +18,18 @@ import os.path as osp
 import sys
 
 import torch
-from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
-from mmengine.utils import digit_version
+
+try:
+    import mmcv  # noqa: F401
+    from mmengine.logging import print_log
+    from mmengine.runner import CheckpointLoader
+    from mmengine.utils import digit_version
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"mm_efficient needs OpenMMLab's packages: {error}. Install them with "
+        "pip install 'mm-efficient[all]' mmcv-lite, or with pip install "
+        "'mm-efficient[onedl]' for the OneDL continuation of them.",
+        name=error.name) from error
 
 EXTENSION = 'mmcv._ext'
 
