@@ -1,6 +1,6 @@
 """The contract every backbone of this package keeps (`PyramidBackbone`)."""
 import contextlib
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -59,20 +59,20 @@ class PyramidBackbone(BaseBackbone):
         ValueError: If an argument is out of range.
     """
 
-    ARCHS: Dict[str, dict] = {}
+    ARCHS: dict[str, dict] = {}
     # Regular expressions of parameters for dense prediction alone, which
     # pretrained weights of a classifier do not have
-    DENSE_ONLY: Tuple[str, ...] = ()
+    DENSE_ONLY: tuple[str, ...] = ()
 
     def __init__(self,
-                 arch: Union[str, dict],
+                 arch: str | dict,
                  in_channels: int = 3,
-                 out_indices: Union[int, Sequence[int]] = (3, ),
-                 pretrain_size: Optional[int] = None,
+                 out_indices: int | Sequence[int] = (3, ),
+                 pretrain_size: int | None = None,
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
-                 init_cfg: Optional[Union[dict, List[dict]]] = None):
+                 init_cfg: dict | list[dict] | None = None):
         super().__init__(init_cfg)
         self.arch_settings = self._parse_arch(arch)
         self.feature_channels = tuple(self.arch_settings['embed_dims'])
@@ -92,7 +92,7 @@ class PyramidBackbone(BaseBackbone):
         self.with_cp = with_cp
 
     @classmethod
-    def _parse_arch(cls, arch: Union[str, dict]) -> dict:
+    def _parse_arch(cls, arch: str | dict) -> dict:
         """Settings of ``arch``, checked for missing and unknown keys."""
         if isinstance(arch, str):
             if arch not in cls.ARCHS:
@@ -110,7 +110,7 @@ class PyramidBackbone(BaseBackbone):
 
     @staticmethod
     def _parse_out_indices(
-            out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+            out_indices: int | Sequence[int]) -> tuple[int, ...]:
         if isinstance(out_indices, int):
             out_indices = (out_indices, )
         out_indices = tuple(out_indices)
@@ -120,7 +120,7 @@ class PyramidBackbone(BaseBackbone):
                              f'of 0, 1, 2, 3, got {out_indices}')
         return out_indices
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
 
         Args:
@@ -209,7 +209,7 @@ class PyramidBackbone(BaseBackbone):
             module.eval()
             module.requires_grad_(False)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay.
 
         The stem is layer 0, every block one layer; what leads into a stage
@@ -237,7 +237,7 @@ class PyramidBackbone(BaseBackbone):
         return sum(depths[:int(names[1])]) + block + 1, num_layers
 
 
-def drop_path_rates(rate: float, depths: Sequence[int]) -> List[List[float]]:
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Stochastic depth growing linearly from 0 to ``rate`` over all blocks.
 
     Args:

@@ -1,19 +1,19 @@
 """What several families share."""
 import contextlib
-from typing import ContextManager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 
-def autocast_disabled(x: Tensor) -> ContextManager:
+def autocast_disabled(x: Tensor) -> AbstractContextManager:
     """Context in which nothing is cast to half precision on ``x``'s device.
 
     Args:
         x (Tensor): Any tensor of the computation.
 
     Returns:
-        ContextManager: Disables autocast; does nothing on the meta device,
+        AbstractContextManager: Disables autocast; does nothing on the meta device,
         which has none.
     """
     if x.device.type == 'meta':

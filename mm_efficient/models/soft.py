@@ -17,7 +17,7 @@ What differs from the original, all of it neutral for published weights:
 - small has 7 blocks in stage 3 as in every published table; the 20 of the
   published factory are the arch ``small_d20``.
 """
-from typing import List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -100,18 +100,18 @@ class SOFT(PyramidBackbone):
     }
 
     def __init__(self,
-                 arch: Union[str, dict] = 'small',
+                 arch: str | dict = 'small',
                  normalized: bool = False,
                  in_channels: int = 3,
-                 out_indices: Union[int, Sequence[int]] = (3, ),
+                 out_indices: int | Sequence[int] = (3, ),
                  out_type: str = 'featmap',
-                 pretrain_size: Optional[int] = None,
+                 pretrain_size: int | None = None,
                  drop_path_rate: float = 0.1,
                  drop_type: str = 'dropout',
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
-                 init_cfg: Optional[Union[dict, List[dict]]] = None):
+                 init_cfg: dict | list[dict] | None = None):
         super().__init__(arch, in_channels, out_indices, pretrain_size,
                          frozen_stages, norm_eval, with_cp, init_cfg)
         self._check_choices(out_type, drop_type)
@@ -183,7 +183,7 @@ class SOFT(PyramidBackbone):
                     nn.init.zeros_(module.bias)
 
 
-def _conv_bn_relu(in_dims: int, out_dims: int, stride: int) -> List[nn.Module]:
+def _conv_bn_relu(in_dims: int, out_dims: int, stride: int) -> list[nn.Module]:
     return [nn.Conv2d(in_dims, out_dims, 3, stride, 1), nn.BatchNorm2d(out_dims),
             nn.ReLU(inplace=True)]
 
@@ -236,7 +236,7 @@ class ClassTokenStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C_in, H, W) -> class token (B, C) and map (B, h, w, C)."""
         x = self.downsample(x).permute(0, 2, 3, 1)  # (B, h, w, C)
         shape = x.shape
@@ -282,7 +282,7 @@ class SOFTAttention(nn.Module):
     """
 
     def __init__(self, embed_dims: int, landmark_ratio: int, value_kernel: int,
-                 normalized: bool, pretrain_grid: Optional[int]):
+                 normalized: bool, pretrain_grid: int | None):
         super().__init__()
         self.num_heads = embed_dims // HEAD_DIMS
         self.inverse = normalized_inverse if normalized else regularized_inverse

@@ -6,7 +6,7 @@ function: :func:`gaussian_attention_reference` as the formula reads, and
 :func:`gaussian_attention`, which goes through the tokens in chunks and never
 holds the (tokens x landmarks) matrix K.
 """
-from typing import Iterator, Tuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _homogeneous(query: Tensor, landmarks: Tensor) -> Tuple[Tensor, Tensor]:
+def _homogeneous(query: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     """q' and l' with q' . l' = -|q - l|^2 / 2: one product, no broadcasting."""
     ones = torch.ones_like
     half_q, half_l = _half_norm(query), _half_norm(landmarks)
