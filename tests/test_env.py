@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(
     reason='runs in a checkout, with bash')
 
 FAKE_UV = f'''#!/usr/bin/env bash
-echo "$*" >> "$LOG"
+echo "uv $*" >> "$LOG"
+echo "${{UV_INDEX-unset}}" >> "$LOG.index"
 echo "${{PYTHONPATH-unset}} ${{PIP_TARGET-unset}}" >> "$LOG.environment"
 [ ! -e "$LOG.fail" ] || exit 1
 sleep "${{UV_SECONDS:-0}}"
@@ -24,6 +25,20 @@ if [ "$1" = venv ]; then
   mkdir -p "$folder/bin"
   ln -sf "{sys.executable}" "$folder/bin/python"
 fi
+'''
+
+# Python for a machine without uv: makes environments of itself, and its pip can
+# fetch uv unless told not to.
+FAKE_PYTHON = '''#!/usr/bin/env bash
+case "$2" in
+  venv) folder="${!#}"; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
+  pip)
+    case "$*" in
+      *"config list"*) echo "global.extra-index-url='http://a http://b'"; exit ;;
+      *" uv") [ ! -e "$LOG.offline" ] || exit 1; cp "$FAKE_UV" "${0%/*}/uv" ;;
+    esac
+    echo "pip ${*:3}" >> "$LOG" ;;
+esac
 '''
 
 
@@ -128,6 +143,34 @@ def test_settings_of_the_caller_do_not_steer_the_installation(checkout):
     environment = Path(f'{checkout.log}.environment').read_text().splitlines()
     assert set(environment) == {'unset unset'}
     assert result.out == f'/mine\n{checkout.root}/.venv/bin/python\n'
+
+
+@pytest.fixture
+def without_uv(checkout):
+    path = '/usr/bin:/bin'
+    if shutil.which('uv', path=path):
+        pytest.skip('uv is part of this system')
+    python = checkout.bin / 'python3'
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    return dict(PATH=path, PYTHON=str(python), FAKE_UV=str(checkout.bin / 'uv'))
+
+
+def test_uv_is_fetched_and_told_where_pip_looks(checkout, without_uv):
+    assert checkout.run('true', **without_uv).returncode == 0
+    fetch, pins, project = checkout.calls()
+    assert fetch.startswith('pip install') and pins.startswith('uv pip install')
+    assert project.startswith('uv pip install')
+    assert Path(f'{checkout.log}.index').read_text() == 2 * 'http://a http://b\n'
+
+
+@pytest.mark.parametrize('trouble', ['offline', 'fail'])  # of pip for uv, of uv
+def test_pip_installs_everything_where_uv_cannot(trouble, checkout, without_uv):
+    Path(f'{checkout.log}.{trouble}').touch()
+    assert checkout.run('true', **without_uv).returncode == 0
+    pins, project = checkout.calls()[-2:]
+    assert pins.startswith('pip install') and 'mmlab.txt' in pins
+    assert project.startswith('pip install') and '--no-deps' in project
 
 
 def test_command_keeps_its_folder_arguments_and_status(checkout, tmp_path):
