@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Entries of K that are computed at a time: on a CPU what its caches hold, on
-# other devices enough to keep them busy.
-CHUNK_ENTRIES = {'cpu': 2**19}
+# Entries of K that are computed at a time: on a CPU about what its caches hold,
+# on other devices enough to keep them busy.
+CHUNK_ENTRIES = {'cpu': 2**22}
 CHUNK_ENTRIES_DEFAULT = 2**26
 
 

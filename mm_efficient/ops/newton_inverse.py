@@ -138,6 +138,10 @@ class _NewtonIteration(Function):
     directional derivative of p at A in direction G: the tangent recursion,
     run beside the iteration, replaces reverse mode. A being symmetric, only
     the symmetric part of G counts.
+
+    The derivative by alpha follows from scaling, ``X(s A, alpha / s^2) =
+    X(A, alpha) / s``: differentiated at s = 1 and multiplied by G,
+    ``2 alpha <G, dX / dalpha> = <G, X> + <gradient by A, A>``.
     """
 
     @staticmethod
@@ -150,17 +154,17 @@ class _NewtonIteration(Function):
     @once_differentiable
     def backward(ctx, grad):
         kernel, alpha = ctx.saved_tensors
+        m = kernel.shape[-1]
         direction = (grad + grad.transpose(-1, -2)) / 2
         x = alpha * kernel
         tangent = alpha * direction  # of x, A moving along the gradient
-        by_alpha = kernel  # derivative of x by alpha; commutes with A and x
         for _ in range(ctx.steps):
-            # One product on the right serves all three: (B, heads, 3 m, m)
-            stacked = torch.cat([x, tangent, by_alpha], -2) @ (kernel @ x)
-            x_step, tangent_step, alpha_step = stacked.chunk(3, -2)
-            tangent = (2 * tangent - tangent_step - tangent_step.transpose(-1, -2)
+            # One product on the right serves both: (B, heads, 2 m, m)
+            moved = torch.cat([x, tangent], -2) @ (kernel @ x)
+            x_moved, tangent_moved = moved.split(m, -2)
+            tangent = (2 * tangent - tangent_moved - tangent_moved.transpose(-1, -2)
                        - x @ (direction @ x))
-            by_alpha = 2 * (by_alpha - alpha_step)
-            x = 2 * x - x_step
-        grad_alpha = (direction * by_alpha).sum_to_size(alpha.shape)
+            x = 2 * x - x_moved
+        by_alpha = (direction * x + tangent * kernel).sum((-2, -1), keepdim=True)
+        grad_alpha = (by_alpha / (2 * alpha)).sum_to_size(alpha.shape)
         return tangent, grad_alpha, None
