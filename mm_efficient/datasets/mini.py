@@ -30,7 +30,7 @@ PALETTE = dict(
 SHAPES_ON_DISK = ((192, 256), (208, 256), (176, 256), (256, 192), (224, 224))
 CROWD_EVERY = 10  # one picture in ten has a flock, the first one always
 MARKER = 'mini.json'
-VERSION = 1
+VERSION = 2
 
 
 def polygons_of(mask):

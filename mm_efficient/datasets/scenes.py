@@ -233,5 +233,5 @@ def draw_single(rng, shape, label):
         np.ndarray: RGB picture, (H, W, 3) uint8.
     """
     image, _ = _background(rng, shape)
-    coverage = _place(rng, shape, label, (0.5, 0.9))
+    coverage = _place(rng, shape, label, (0.6, 0.95))
     return _develop(rng, _paint(rng, image, coverage, label))

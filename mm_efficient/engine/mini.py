@@ -1,7 +1,8 @@
 """Cut any config down to the miniature data sets and two CPU cores.
 
-:func:`apply_mini` changes data, image size and schedule; model, losses,
-augmentations and evaluation stay those of the config.
+:func:`apply_mini` changes data, image size, batch and schedule; model, losses
+and evaluation stay those of the config. So do the augmentations, except those
+of classification that are made for hundreds of passes over a million pictures.
 """
 from pathlib import Path
 
@@ -13,14 +14,18 @@ MINI_DATA = dict(mmpretrain='imagenet', mmdet='coco', mmseg='ade')
 # size: shorter side of a test image in pixels; length of the training in
 # passes over the training set; batch size; learning rate for AdamW at it.
 RECIPES = dict(
-    mmpretrain=dict(size=64, passes=20, batch=16, lr=5e-4),
+    mmpretrain=dict(size=64, passes=20, batch=8, lr=4e-4),
     mmdet=dict(size=128, passes=6, batch=4, lr=4e-4),
-    mmseg=dict(size=128, passes=6, batch=4, lr=4e-4))
+    mmseg=dict(size=96, passes=4, batch=4, lr=4e-4))
 NUM_TRAIN = 200
 WARM_UP = 0.1  # of the iterations
 MAX_PROPOSALS = 200  # that the RPN hands on, per image
-MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 64  # per image
+MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 40  # per image
 MAX_DETECTIONS = 20  # per image; the pictures hold five objects at most
+
+# Too strong for a few passes; and crops of a tenth of a picture miss the object.
+STRONG = ('RandAugment', 'AutoAugment', 'RandomErasing')
+CROP_RANGE = (0.5, 1.0)  # share of the picture
 
 # Keys of transforms and preprocessors that hold sizes in pixels.
 _SIZE_KEYS = ('scale', 'scales', 'size', 'crop_size', 'img_scale', 'stride',
@@ -44,6 +49,8 @@ def apply_mini(cfg, root=MINI_ROOT):
     _set_num_classes(cfg.model, len(CLASSES[MINI_DATA[scope]]))
     _shrink_images(cfg, recipe['size'])
     _shrink_sampling(cfg.model)
+    if scope == 'mmpretrain':
+        _soften_augmentation(cfg)
     _shrink_schedule(cfg, recipe)
     return cfg
 
@@ -97,7 +104,8 @@ def _use_data(cfg, name, root):
                 metainfo=metainfo)
         # The pictures are small: loading them in the main process is quicker
         # than sharing two cores with workers.
-        loader.update(num_workers=0, persistent_workers=False)
+        loader.update(
+            num_workers=0, persistent_workers=False, pin_memory=False)
         loader.pop('prefetch_factor', None)
         if 'batch_size' in loader and (part == 'train' or name == 'imagenet'):
             loader.batch_size = recipe['batch']
@@ -174,6 +182,20 @@ def _shrink_sampling(model):
             most = MAX_ROI_SAMPLES if node.get('add_gt_as_proposals') \
                 else MAX_RPN_SAMPLES
             node['num'] = min(node['num'], most)
+
+
+def _soften_augmentation(cfg):
+    """Take mixing, strong augmentation and small crops from a classifier."""
+    if cfg.model.get('train_cfg'):
+        cfg.model.train_cfg.pop('augments', None)
+    for dataset in leaf_datasets(cfg.train_dataloader.dataset):
+        dataset.pipeline = [
+            transform for transform in dataset.pipeline
+            if transform['type'] not in STRONG
+        ]
+        for node in _walk(dataset.pipeline):
+            if node.get('type') == 'RandomResizedCrop':
+                node['crop_ratio_range'] = CROP_RANGE
 
 
 # --- schedule -----------------------------------------------------------------

@@ -85,6 +85,7 @@ class MiniReportHook(Hook):
     def __init__(self, num_pictures=12):
         self.num_pictures = num_pictures
         self.metrics = {}
+        self.seen = 0
         self.pictures = 0
 
     def before_train(self, runner):
@@ -104,12 +105,16 @@ class MiniReportHook(Hook):
         self.start = time.time()
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        """Draw the first predictions of the last validation."""
+        """Draw predictions all over the last validation."""
         if runner.iter < runner.max_iters or not is_main_process():
             return
-        for sample in outputs[:self.num_pictures - self.pictures]:
-            draw(runner.visualizer, sample, self.work_dir / 'predictions')
-            self.pictures += 1
+        loader = runner.val_loop.dataloader
+        every = max(1, len(loader.dataset) // self.num_pictures)
+        for sample in outputs:
+            if self.seen % every == 0 and self.pictures < self.num_pictures:
+                draw(runner.visualizer, sample, self.work_dir / 'predictions')
+                self.pictures += 1
+            self.seen += 1
 
     def after_val_epoch(self, runner, metrics=None):
         """Keep the latest metrics."""
