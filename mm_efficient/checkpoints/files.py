@@ -111,7 +111,8 @@ def _download(url, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        torch.hub.download_url_to_file(
+            url, str(path), progress=is_main_process())
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(
             f'{url}: cannot be downloaded ({error}); check the address and '
