@@ -10,9 +10,13 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import DictAction  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.engine import (SetupError, build_runner,  # noqa: E402
-                                 check_weights, dump_predictions,
-                                 prepare_testing)
+from mm_efficient.engine import (  # noqa: E402
+    SetupError,
+    build_runner,
+    check_weights,
+    dump_predictions,
+    prepare_testing,
+)
 
 
 def parse_args(argv=None):

@@ -10,8 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import DictAction  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.engine import (SetupError, build_runner,  # noqa: E402
-                                 prepare_training)
+from mm_efficient.engine import SetupError, build_runner, prepare_training  # noqa: E402
 
 EXAMPLES = """examples:
   a small generated data set, minutes on a laptop:

@@ -185,7 +185,7 @@ def _write_imagenet(root, seed, counts):
         for name in SHAPES:
             (root / split / name).mkdir(parents=True)
 
-        def draw(index):
+        def draw(index, split=split):
             rng = np.random.default_rng([seed, split == 'val', 1, index])
             return draw_single(rng, _shape_of(index // len(SHAPES)),
                                index % len(SHAPES))

@@ -2,8 +2,7 @@
 from .checks import SetupError, check_weights
 from .hooks import SeedIterationHook
 from .report import MiniReportHook, PictureHook
-from .setup import (build_runner, dump_predictions, prepare_testing,
-                    prepare_training)
+from .setup import build_runner, dump_predictions, prepare_testing, prepare_training
 
 __all__ = [
     'MiniReportHook', 'PictureHook', 'SeedIterationHook', 'SetupError',
