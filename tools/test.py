@@ -50,7 +50,7 @@ def parse_args(argv=None):
         action=DictAction,
         metavar='KEY=VALUE',
         help='override settings of the config; data_root=FOLDER moves all data '
-        'sets')
+        'sets, num_classes=N sets every head')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

@@ -12,11 +12,14 @@ from mmengine.config import DictAction  # noqa: E402
 import mm_efficient  # noqa: E402, F401
 from mm_efficient.engine import SetupError, build_runner, prepare_training  # noqa: E402
 
-EXAMPLES = """examples:
+EXAMPLES = r"""examples:
   a small generated data set, minutes on a laptop:
     python tools/train.py configs/det/soft_small_maskrcnn_1x.py --mini
   data somewhere else, in the layout the config expects:
     python tools/train.py CONFIG --cfg-options data_root=/datasets/coco
+  ten classes of your own, one folder each in train/ and in val/:
+    python tools/train.py configs/cls/soft_tiny_300e.py \
+        --cfg-options data_root=/datasets/mine num_classes=10
   go on after an interruption:
     python tools/train.py CONFIG --resume
 """
@@ -57,7 +60,7 @@ def parse_args(argv=None):
         metavar='KEY=VALUE',
         help='override settings of the config: train_cfg.max_epochs=1 '
         'key="[a,b]" key="[(a,b),(c,d)]" (no spaces); data_root=FOLDER moves '
-        'all data sets')
+        'all data sets, num_classes=N sets every head')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

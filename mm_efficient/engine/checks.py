@@ -45,7 +45,8 @@ def _is_local(path):
     return '://' not in path
 
 
-def _under(root, path):
+def under(root, path):
+    """A path of a data set config, which may be relative to its root."""
     return path if osp.isabs(path) or not _is_local(path) else \
         osp.join(root, path)
 
@@ -55,9 +56,9 @@ def _expected_paths(dataset):
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or dataset.get('split') or ''
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    paths = [_under(root, p) for p in prefixes if p is not None]
+    paths = [under(root, p) for p in prefixes if p is not None]
     ann_file = dataset.get('ann_file')
-    return paths + ([_under(root, ann_file)] if ann_file else [])
+    return paths + ([under(root, ann_file)] if ann_file else [])
 
 
 def check_data(cfg, part):
@@ -80,7 +81,7 @@ def check_data(cfg, part):
                 raise SetupError(_missing_data(cfg, part, path))
         ann_file = dataset.get('ann_file')
         if str(dataset.get('type')).endswith('CocoDataset') and ann_file:
-            path = _under(dataset.get('data_root') or '', ann_file)
+            path = under(dataset.get('data_root') or '', ann_file)
             if _is_local(path):
                 check_coco_file(path, dataset.get('metainfo'))
 

@@ -11,6 +11,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..datasets import prepare
 from .checks import SetupError, check_checkpoint, check_data, leaf_datasets
+from .classes import set_num_classes, use_class_folders
 from .distributed import init_distributed
 from .mini import MINI_DATA, apply_mini
 
@@ -23,7 +24,8 @@ def load_config(path, options=None, mini=False):
     Args:
         path (str): The config file.
         options (dict, optional): Overrides by dotted key. ``data_root`` moves
-            every data set and evaluator of the config. Defaults to None.
+            every data set and evaluator of the config, ``num_classes`` is for
+            every head of the model. Defaults to None.
         mini (bool): Whether to run on the miniature data, which takes
             precedence over the config but not over ``options``. Defaults to
             False.
@@ -51,6 +53,8 @@ def load_config(path, options=None, mini=False):
     options = dict(options or {})
     if 'data_root' in options:
         move_data(cfg, options.pop('data_root'))
+    if 'num_classes' in options:
+        set_num_classes(cfg, options.pop('num_classes'))
     cfg.merge_from_dict(options)
     return cfg
 
@@ -235,6 +239,7 @@ def prepare_training(args):
     start(cfg, args.launcher, args.mini)
     for part in ('train', 'val'):
         check_data(cfg, part)
+    use_class_folders(cfg, ('train', 'val'))
     make_resumable(cfg)
     return cfg
 
@@ -262,6 +267,7 @@ def prepare_testing(args):
         show_predictions(cfg, args.show, args.show_dir, args.wait_time)
     start(cfg, args.launcher, args.mini)
     check_data(cfg, 'test')
+    use_class_folders(cfg, ('test', ))
     return cfg, checkpoint
 
 
