@@ -54,7 +54,9 @@ def draw(visualizer, sample, folder):
 class PictureHook(Hook):
     """Write a picture of every prediction of a test.
 
-    The same for the three tasks: ``out_dir/<image name>.jpg``.
+    The same for the three tasks: ``out_dir/<image name>.jpg``. Of several
+    processes only the first draws, its share of the pictures, as MMEngine's
+    visualizers do.
 
     Args:
         out_dir (str): Folder to write to.
