@@ -14,6 +14,7 @@ from .checks import SetupError, check_checkpoint, check_data, leaf_datasets
 from .classes import set_num_classes, use_class_folders
 from .distributed import init_distributed
 from .mini import MINI_DATA, apply_mini
+from .report import DumpSegResults
 
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
 
@@ -301,10 +302,14 @@ def dump_predictions(runner, path):
 
     Args:
         runner (Runner): Runner that is about to test.
-        path (str): The file; masks of instances are run-length encoded.
+        path (str): The file; masks of instances are run-length encoded, of
+            segmentations there are the label maps.
     """
-    if runner.cfg.default_scope == 'mmdet':
+    scope = runner.cfg.default_scope
+    if scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults as DumpResults
+    elif scope == 'mmseg':
+        DumpResults = DumpSegResults
     else:
         from mmengine.evaluator import DumpResults
     runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))

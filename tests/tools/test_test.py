@@ -1,6 +1,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -49,3 +50,21 @@ def test_wrong_arguments(tiny, test, fails, config):
     assert 'COCO 2017' in fails(test, config(DET), 'other.pth')
     assert 'does not fit the model' in fails(
         test, config(DET), 'other.pth', '--mini', '--work-dir', 'work')
+
+
+def test_segmentations_are_label_maps(tiny, train, test, config):
+    name = 'seg/soft_tiny_fpn_80k.py'
+    train([config(name), '--mini', '--work-dir', 'work', '--cfg-options',
+           'train_cfg.max_iters=1', 'log_level=ERROR'])
+    metrics = test([config(name), 'work/iter_1.pth', '--mini', '--out', 'all.pkl'])
+    predictions = pickle.loads((tiny / 'all.pkl').read_bytes())
+    assert len(predictions) == 4 and 'seg_logits' not in predictions[0]
+    right = total = 0
+    for sample in predictions:
+        labels = sample['pred_sem_seg']['data'][0]
+        truth = torch.from_numpy(np.array(Image.open(sample['seg_map_path'])))
+        assert labels.shape == truth.shape
+        known = truth > 0  # 0 is unlabelled
+        right += (labels[known] == truth[known] - 1).sum().item()
+        total += known.sum().item()
+    assert metrics['aAcc'] == pytest.approx(100 * right / total, abs=0.01)
