@@ -15,7 +15,7 @@ MINI_DATA = dict(mmpretrain='imagenet', mmdet='coco', mmseg='ade')
 # passes over the training set; batch size; learning rate for AdamW at it.
 RECIPES = dict(
     mmpretrain=dict(size=64, passes=20, batch=8, lr=4e-4),
-    mmdet=dict(size=128, passes=6, batch=4, lr=4e-4),
+    mmdet=dict(size=128, passes=5, batch=4, lr=4e-4),
     mmseg=dict(size=96, passes=4, batch=4, lr=4e-4))
 NUM_TRAIN = 200
 WARM_UP = 0.1  # of the iterations
@@ -207,7 +207,7 @@ def _shrink_schedule(cfg, recipe):
     by_epoch = 'max_epochs' in cfg.train_cfg
     cfg.train_cfg.pop('dynamic_intervals', None)
     if by_epoch:
-        cfg.train_cfg.update(max_epochs=passes, val_interval=passes // 2)
+        cfg.train_cfg.update(max_epochs=passes, val_interval=(passes + 1) // 2)
     else:
         cfg.train_cfg.update(max_iters=iters, val_interval=iters // 2)
     cfg.param_scheduler = [
@@ -220,7 +220,7 @@ def _shrink_schedule(cfg, recipe):
     if optimizer.type.startswith('Adam'):
         optimizer.lr = recipe['lr']
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=recipe['batch'])
-    _shrink_hooks(cfg, max(1, passes // 3) if by_epoch else iters // 3)
+    _shrink_hooks(cfg, max(1, passes // 2) if by_epoch else iters // 2)
 
 
 def _shrink_hooks(cfg, checkpoint_interval):
