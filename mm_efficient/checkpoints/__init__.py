@@ -8,12 +8,12 @@ from importlib import import_module
 
 from .conversion import CheckpointError, Conversion, convert_checkpoint
 from .files import convert_file, write_checkpoint
-from .pretrained import load_pretrained
+from .pretrained import load_pretrained, match_pretrained
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
 __all__ = [
     'CheckpointError', 'Conversion', 'convert_checkpoint', 'convert_file',
-    'load_pretrained', 'write_checkpoint'
+    'load_pretrained', 'match_pretrained', 'write_checkpoint'
 ]

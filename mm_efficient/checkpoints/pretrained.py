@@ -14,18 +14,40 @@ def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
     ``prefix`` would load nothing of a classifier's checkpoint. Here the
     backbone's part is found, and has to fit.
 
+    Args:
+        backbone (PyramidBackbone): Receives the weights.
+        checkpoint (str): See :func:`match_pretrained`.
+        prefix (str, optional): See :func:`match_pretrained`. Defaults to None.
+        map_location (str): Device to read the file to. Defaults to 'cpu'.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over or has another shape.
+    """
+    state_dict = match_pretrained(backbone, checkpoint, prefix, map_location)
+    backbone.load_state_dict(state_dict, strict=False)
+    print_log(
+        f'{type(backbone).__name__}: loaded {len(state_dict)} tensors from '
+        f'{checkpoint}', logger='current')
+
+
+def match_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
+    """Read the weights of a backbone from a file, and check that they fit.
+
     Tensors may be left over only where the backbone lacks the module, such as
     a stage behind the last of ``out_indices``; and may be missing only where
     the backbone says so by ``DENSE_ONLY``.
 
     Args:
-        backbone (PyramidBackbone): Receives the weights.
+        backbone (PyramidBackbone): What the weights are for, not changed.
         checkpoint (str): What MMEngine's loader takes, including
             ``published://``.
         prefix (str, optional): Part of the file that holds the backbone.
             Defaults to None: ``'backbone.'`` if there is such a part, else
             the whole file.
         map_location (str): Device to read the file to. Defaults to 'cpu'.
+
+    Returns:
+        dict[str, Tensor]: The weights, by the backbone's own names.
 
     Raises:
         CheckpointError: A tensor is missing, left over or has another shape.
@@ -61,10 +83,7 @@ def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
             f'{checkpoint} does not fit {type(backbone).__name__}; {listed}. '
             'Nothing was loaded. Check arch and prefix; a file of the '
             'original authors is named published://PATH')
-    backbone.load_state_dict(state_dict, strict=False)
-    print_log(
-        f'{type(backbone).__name__}: loaded {len(state_dict)} tensors from '
-        f'{checkpoint}', logger='current')
+    return state_dict
 
 
 def _select(state_dict, prefix):

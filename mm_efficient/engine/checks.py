@@ -41,13 +41,14 @@ def leaf_datasets(dataset):
     return [dataset]
 
 
-def _is_local(path):
+def is_local(path):
+    """Whether a path names no other storage, such as ``http://`` does."""
     return '://' not in path
 
 
 def under(root, path):
     """A path of a data set config, which may be relative to its root."""
-    return path if osp.isabs(path) or not _is_local(path) else \
+    return path if osp.isabs(path) or not is_local(path) else \
         osp.join(root, path)
 
 
@@ -77,13 +78,34 @@ def check_data(cfg, part):
         return
     for dataset in leaf_datasets(loader['dataset']):
         for path in _expected_paths(dataset):
-            if _is_local(path) and path and not osp.exists(path):
+            if is_local(path) and path and not osp.exists(path):
                 raise SetupError(_missing_data(cfg, part, path))
         ann_file = dataset.get('ann_file')
         if str(dataset.get('type')).endswith('CocoDataset') and ann_file:
             path = under(dataset.get('data_root') or '', ann_file)
-            if _is_local(path):
-                check_coco_file(path, dataset.get('metainfo'))
+            if is_local(path):
+                check_coco_file(path, _class_names(dataset))
+    _check_evaluators(cfg, part)
+
+
+def _class_names(dataset):
+    """Class names of a data set config of a ``CocoDataset`` or the like."""
+    from mmdet.datasets import CocoDataset
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes or dataset['type'] not in ('CocoDataset', 'mmdet.CocoDataset'):
+        return classes
+    return CocoDataset.METAINFO['classes']
+
+
+def _check_evaluators(cfg, part):
+    evaluators = cfg.get(f'{part}_evaluator') or []
+    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
+        path = metric.get('ann_file')
+        if path and is_local(path) and not osp.exists(path):
+            raise SetupError(
+                f'{path} does not exist; {part}_evaluator of the config reads '
+                'it. --cfg-options data_root=FOLDER moves data sets and '
+                f'evaluators, otherwise set {part}_evaluator.ann_file too.')
 
 
 def _missing_data(cfg, part, path):
@@ -96,13 +118,13 @@ def _missing_data(cfg, part, path):
         '  - if you have it elsewhere, add --cfg-options data_root=FOLDER')
 
 
-def check_coco_file(path, metainfo=None):
+def check_coco_file(path, classes=None):
     """Check that a file is COCO json, and of the classes wanted.
 
     Args:
         path (str): The annotation file.
-        metainfo (dict, optional): With the names wanted under ``classes``.
-            Defaults to None.
+        classes (Sequence[str], optional): Names of the classes wanted, of
+            which there has to be one. Defaults to None, any.
 
     Raises:
         SetupError: If it is not.
@@ -120,20 +142,22 @@ def check_coco_file(path, metainfo=None):
     except (OSError, ValueError) as error:
         raise SetupError(f'{path} is not an annotation file: {error}; '
                          f'{expected}.') from None
-    missing = [
-        key for key in ('images', 'annotations', 'categories')
-        if not isinstance(content, dict)
-        or not isinstance(content.get(key), list)
-    ]
-    if missing:
-        raise SetupError(f'{path} has no list {missing[0]!r}; {expected}.')
-    classes = (metainfo or {}).get('classes')
-    names = [c.get('name') for c in content['categories']]
+    for key in ('images', 'annotations', 'categories'):
+        items = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(items, list):
+            raise SetupError(f'{path} has no list {key!r}; {expected}.')
+        if not all(isinstance(item, dict) for item in items):
+            raise SetupError(f'{path} has a list {key!r} of other things than '
+                             f'objects; {expected}.')
+    names = [category.get('name') for category in content['categories']]
     if classes and not set(classes) & set(names):
         raise SetupError(
             f'{path} has none of the classes {list(classes)[:5]} of the '
-            f'config, its categories are {names[:5]}. Set metainfo of the '
-            'data set.')
+            f'config, its categories are {names[:5]}. To train on your own, '
+            f'add --cfg-options num_classes={len(names)}, and '
+            "metainfo.classes=\"('NAME','NAME')\" behind "
+            'train_dataloader.dataset., val_dataloader.dataset. and '
+            'test_dataloader.dataset.')
 
 
 def check_checkpoint(path, resume=False):
@@ -150,7 +174,7 @@ def check_checkpoint(path, resume=False):
     Raises:
         SetupError: If it is missing, truncated or of the wrong kind.
     """
-    if not _is_local(path):
+    if not is_local(path):
         return None
     if not osp.isfile(path):
         raise SetupError(f'Checkpoint {path} does not exist '

@@ -14,6 +14,7 @@ from .checks import SetupError, check_checkpoint, check_data, leaf_datasets
 from .classes import set_num_classes, use_class_folders
 from .distributed import init_distributed
 from .mini import MINI_DATA, apply_mini
+from .model_checks import check_model
 from .report import DumpSegResults
 
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
@@ -57,7 +58,17 @@ def load_config(path, options=None, mini=False):
     if 'num_classes' in options:
         set_num_classes(cfg, options.pop('num_classes'))
     cfg.merge_from_dict(options)
+    _allow_no_workers(cfg)
     return cfg
+
+
+def _allow_no_workers(cfg):
+    """``num_workers=0`` goes without the settings that are for workers."""
+    for part in ('train', 'val', 'test'):
+        loader = cfg.get(f'{part}_dataloader') or {}
+        if loader.get('num_workers') == 0:
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
 
 
 def _check_scope(cfg, path):
@@ -237,6 +248,7 @@ def prepare_training(args):
         set_resume(cfg, args.resume)
     elif cfg.get('load_from'):
         check_checkpoint(cfg.load_from)
+    check_model(cfg)
     start(cfg, args.launcher, args.mini)
     for part in ('train', 'val'):
         check_data(cfg, part)
@@ -260,6 +272,7 @@ def prepare_testing(args):
     """
     cfg = load_config(args.config, args.cfg_options, args.mini)
     set_work_dir(cfg, args.config, args.work_dir)
+    check_model(cfg, pretrained=False)
     checkpoint = check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
