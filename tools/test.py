@@ -13,7 +13,6 @@ import mm_efficient  # noqa: E402, F401
 from mm_efficient.engine import (  # noqa: E402
     SetupError,
     build_runner,
-    check_weights,
     dump_predictions,
     prepare_testing,
 )
@@ -68,10 +67,7 @@ def main(argv=None):
     """Evaluate as the command line says."""
     args = parse_args(argv)
     try:
-        cfg, checkpoint = prepare_testing(args)
-        runner = build_runner(cfg)
-        if checkpoint is not None:
-            check_weights(runner.model, checkpoint, args.checkpoint)
+        runner = build_runner(prepare_testing(args))
     except SetupError as error:
         sys.exit(f'error: {error}')
     if args.out:

@@ -1,11 +1,10 @@
 """Hooks and the set-up that the tools share."""
-from .checks import SetupError, check_weights
+from .checks import SetupError
 from .hooks import SeedIterationHook
 from .report import MiniReportHook, PictureHook
 from .setup import build_runner, dump_predictions, prepare_testing, prepare_training
 
 __all__ = [
     'MiniReportHook', 'PictureHook', 'SeedIterationHook', 'SetupError',
-    'build_runner', 'check_weights', 'dump_predictions', 'prepare_testing',
-    'prepare_training'
+    'build_runner', 'dump_predictions', 'prepare_testing', 'prepare_training'
 ]

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from mmengine.model import is_model_wrapper
 
 DATA_HELP = dict(
     mmpretrain='ImageNet-1K (train/<class>/*.JPEG and val/<class>/*.JPEG) from '
@@ -197,40 +196,3 @@ def check_checkpoint(path, resume=False):
             f'{list(checkpoint)[:6]}). To start from its weights, use '
             f'--cfg-options load_from={path} instead of --resume.')
     return checkpoint
-
-
-def check_weights(model, checkpoint, path):
-    """Check that a checkpoint has every tensor that a model needs.
-
-    Args:
-        model (nn.Module): The model, wrapped for distributed runs or not.
-        checkpoint (dict): What :func:`check_checkpoint` returned.
-        path (str): Where it came from, for the message.
-
-    Raises:
-        SetupError: If tensors are missing or have another shape.
-    """
-    weights = checkpoint.get('state_dict', checkpoint)
-    shapes = {
-        key.removeprefix('module.'): tuple(value.shape)
-        for key, value in weights.items() if hasattr(value, 'shape')
-    }
-    missing, different = [], []
-    model = model.module if is_model_wrapper(model) else model
-    for key, value in model.state_dict().items():
-        if key not in shapes:
-            missing.append(key)
-        elif shapes[key] != tuple(value.shape):
-            different.append(f'{key}: {shapes[key]} in the file, '
-                             f'{tuple(value.shape)} in the model')
-    if missing or different:
-        raise SetupError(
-            f'Checkpoint {path} does not fit the model of the config: '
-            f'{len(missing)} tensors are missing {_shorten(missing)}, '
-            f'{len(different)} have another shape {_shorten(different)}. Was '
-            'it trained with this config (and with --mini or without)?')
-
-
-def _shorten(items, most=4):
-    return '[' + ', '.join(items[:most]) + (
-        ', ...]' if len(items) > most else ']')

@@ -5,10 +5,12 @@ data set and printed the config, and in the words of the layer that fails.
 """
 import torch
 from mmengine.model import PretrainedInit
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS as ALL_MODELS
+from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.registry import MODELS
 
 from ..checkpoints import CheckpointError, match_pretrained
+from ..checkpoints.conversion import some
 from ..models import PyramidBackbone
 from .checks import SetupError, check_checkpoint, is_local
 
@@ -120,3 +122,46 @@ def _check_pretrained(init_cfg, backbone):
             match_pretrained(backbone, path, cfg.get('prefix'))
         except (CheckpointError, OSError, ImportError) as error:
             raise SetupError(f'model.backbone.init_cfg: {error}') from None
+
+
+def check_weights(cfg, checkpoint, path, complete=True):
+    """Check a checkpoint against the model of a config.
+
+    Args:
+        cfg (Config): Config of the run.
+        checkpoint (dict): What :func:`~.checks.check_checkpoint` returned.
+        path (str): Where it came from, for the message.
+        complete (bool): Whether it has to have every tensor of the model, as
+            for a test. Otherwise one that fits is enough: a training may start
+            from a model with another head. Defaults to True.
+
+    Raises:
+        SetupError: If tensors are missing or have another shape.
+    """
+    init_default_scope(cfg.default_scope)
+    expected = ALL_MODELS.build(cfg.model).state_dict()
+    weights = checkpoint.get('state_dict', checkpoint)
+    shapes = {
+        key.removeprefix('module.'): tuple(value.shape)
+        for key, value in weights.items() if hasattr(value, 'shape')
+    }
+    missing = [key for key in expected if key not in shapes]
+    different = [
+        f'{key} {shapes[key]} for {tuple(value.shape)}'
+        for key, value in expected.items()
+        if key in shapes and shapes[key] != tuple(value.shape)
+    ]
+    faults = '; '.join(
+        f'{len(names)} of {len(expected)} tensors {fault}: {some(names, 4)}'
+        for fault, names in (('missing', missing),
+                             ('of another shape', different)) if names)
+    if complete and faults:
+        raise SetupError(
+            f'Checkpoint {path} does not fit the model of the config; {faults}. '
+            'Was it trained with this config, with --mini or without, and with '
+            'the same num_classes?')
+    if len(missing) + len(different) == len(expected):
+        raise SetupError(
+            f'Checkpoint {path} has no weights for the model of the config; '
+            f'{faults}. Weights of a backbone alone are loaded by '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...).")

@@ -14,7 +14,7 @@ from .checks import SetupError, check_checkpoint, check_data, leaf_datasets
 from .classes import set_num_classes, use_class_folders
 from .distributed import init_distributed
 from .mini import MINI_DATA, apply_mini
-from .model_checks import check_model
+from .model_checks import check_model, check_weights
 from .report import DumpSegResults
 
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
@@ -159,7 +159,8 @@ def set_resume(cfg, resume):
             work dir (none there: training starts from the beginning).
 
     Raises:
-        SetupError: If the checkpoint cannot be continued from.
+        SetupError: If the checkpoint cannot be continued from, or belongs to
+            another model.
     """
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
@@ -169,7 +170,10 @@ def set_resume(cfg, resume):
     if path is None:
         return
     checkpoint = check_checkpoint(path, resume=True)
-    seed = checkpoint and checkpoint['meta'].get('seed')
+    if checkpoint is None:
+        return
+    check_weights(cfg, checkpoint, path)
+    seed = checkpoint['meta'].get('seed')
     if seed is not None:
         # MMEngine restores it too, but after building the data loader.
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
@@ -244,17 +248,23 @@ def prepare_training(args):
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    check_model(cfg)
     if args.resume is not None:
         set_resume(cfg, args.resume)
     elif cfg.get('load_from'):
-        check_checkpoint(cfg.load_from)
-    check_model(cfg)
+        _check_start(cfg)
     start(cfg, args.launcher, args.mini)
     for part in ('train', 'val'):
         check_data(cfg, part)
     use_class_folders(cfg, ('train', 'val'))
     make_resumable(cfg)
     return cfg
+
+
+def _check_start(cfg):
+    checkpoint = check_checkpoint(cfg.load_from)
+    if checkpoint is not None:
+        check_weights(cfg, checkpoint, cfg.load_from, complete=False)
 
 
 def prepare_testing(args):
@@ -264,8 +274,7 @@ def prepare_testing(args):
         args (argparse.Namespace): Arguments of ``tools/test.py``.
 
     Returns:
-        tuple[Config, dict | None]: For :func:`build_runner`, and the
-        checkpoint where it is a local file.
+        Config: For :func:`build_runner`.
 
     Raises:
         SetupError: If something is missing or wrong.
@@ -282,7 +291,9 @@ def prepare_testing(args):
     start(cfg, args.launcher, args.mini)
     check_data(cfg, 'test')
     use_class_folders(cfg, ('test', ))
-    return cfg, checkpoint
+    if checkpoint is not None:
+        check_weights(cfg, checkpoint, args.checkpoint)
+    return cfg
 
 
 def show_predictions(cfg, show, folder, wait_time):

@@ -1,5 +1,6 @@
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mm_efficient.engine import SetupError
@@ -45,7 +46,8 @@ def test_classes_are_called_like_their_folders(tmp_path):
     cfg = config(tmp_path, 3)
     use_class_folders(cfg, ('train', 'val'))
     for part in ('train', 'val'):
-        dataset = DATASETS.build(cfg[f'{part}_dataloader'].dataset)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            dataset = DATASETS.build(cfg[f'{part}_dataloader'].dataset)
         assert list(dataset.CLASSES) == ['cat', 'dog', 'owl']
         for i, name in enumerate(dataset.CLASSES):
             assert f'{name}.png' in dataset.get_data_info(i)['img_path']

@@ -39,7 +39,7 @@ def test_metrics_pictures_and_predictions(tiny, trained, test, fails, config):
     del broken['state_dict'][name]
     torch.save(broken, tiny / 'broken.pth')
     message = fails(test, config(DET), 'broken.pth', '--mini')
-    assert name in message and '1 tensors are missing' in message
+    assert name in message and '1 of 223 tensors missing' in message
 
 
 def test_wrong_arguments(tiny, test, fails, config):
@@ -50,6 +50,7 @@ def test_wrong_arguments(tiny, test, fails, config):
     assert 'COCO 2017' in fails(test, config(DET), 'other.pth')
     assert 'does not fit the model' in fails(
         test, config(DET), 'other.pth', '--mini', '--work-dir', 'work')
+    assert not (tiny / 'work').exists()
 
 
 def test_segmentations_are_label_maps(tiny, train, test, config):

@@ -96,6 +96,19 @@ def test_checkpoint_to_resume(tiny, train, fails, config, write, message):
     assert not (tiny / 'work').exists()
 
 
+def test_checkpoint_of_another_model(tiny, train, fails, config):
+    path = tiny / 'other.pth'
+    other = {'conv.weight': torch.zeros(1)}
+    torch.save({'meta': {}, 'optimizer': {}, 'state_dict': other}, path)
+    name = 'backbone.stem.0.weight'
+    for option, message in (
+        (['--resume', path], 'does not fit'),
+        (['--cfg-options', f'load_from={path}'], 'has no weights for')):
+        text = fails(train, config(DET), '--mini', '--work-dir', 'work', *option)
+        assert message in text and name in text and str(path) in text
+        assert not (tiny / 'work').exists()
+
+
 def test_truncated_checkpoint(tiny, train, fails, config):
     path = tiny / 'checkpoint.pth'
     torch.save({'meta': {}, 'optimizer': {},
