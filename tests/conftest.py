@@ -1,2 +1,12 @@
-"""Imported before any test module."""
-import mm_efficient  # noqa: F401  its repairs precede every import of mmcv.ops
+"""Imported before any test module: repairs precede every import of mmcv.ops."""
+import pytest
+from mmengine.registry import DefaultScope
+
+import mm_efficient  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """A runner leaves its scope behind, in which later tests would build."""
+    yield
+    DefaultScope._instance_dict.clear()
