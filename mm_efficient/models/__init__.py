@@ -1,4 +1,6 @@
 from .base import PyramidBackbone
+from .heads import DistilledClsHead
 from .soft import SOFT
+from .swiftformer import SwiftFormer
 
-__all__ = ['PyramidBackbone', 'SOFT']
+__all__ = ['DistilledClsHead', 'PyramidBackbone', 'SOFT', 'SwiftFormer']

@@ -1,0 +1,74 @@
+"""Classification heads of several of the families."""
+from mmpretrain.models.heads import ClsHead
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class DistilledClsHead(ClsHead):
+    """Batch norm, global average and two parallel linear classifiers.
+
+    The second classifier is meant for the labels of a teacher, as in
+    SwiftFormer (https://arxiv.org/abs/2303.15446). Without a teacher both
+    learn from the true labels with equal weight. Evaluation averages their
+    logits.
+
+    Args:
+        num_classes (int): Number of classes.
+        in_channels (int): Channels C of the last map.
+        loss (dict): Loss of either classifier. Defaults to
+            ``dict(type='CrossEntropyLoss', loss_weight=1.0)``.
+        init_cfg (dict, optional): Initialisation. Defaults to
+            ``dict(type='TruncNormal', layer='Linear', std=0.02)``.
+    """
+
+    def __init__(self,
+                 num_classes: int,
+                 in_channels: int,
+                 loss: dict = dict(type='CrossEntropyLoss', loss_weight=1.0),
+                 init_cfg: dict | None = dict(
+                     type='TruncNormal', layer='Linear', std=0.02)):
+        super().__init__(loss=loss, init_cfg=init_cfg)
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.fc = nn.Linear(in_channels, num_classes)
+        self.fc_dist = nn.Linear(in_channels, num_classes)
+
+    def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Normalised and averaged last map, (B, C, H, W) -> (B, C)."""
+        return self.norm(feats[-1]).mean((2, 3))
+
+    def forward(self,
+                feats: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute logits.
+
+        Args:
+            feats (tuple[Tensor]): Maps, of which the last, (B, C, H, W), is
+                classified.
+
+        Returns:
+            Tensor | tuple[Tensor, Tensor]: In evaluation the average of both
+            classifiers' logits, (B, num_classes); in training the logits of
+            the true labels' and of the teacher's classifier.
+        """
+        x = self.pre_logits(feats)
+        logits, dist_logits = self.fc(x), self.fc_dist(x)
+        if self.training:
+            return logits, dist_logits
+        return (logits + dist_logits) / 2
+
+    def loss(self, feats: tuple[Tensor, ...],
+             data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """Half the loss of each classifier against the true labels.
+
+        Args:
+            feats (tuple[Tensor]): As for :meth:`forward`.
+            data_samples (list[DataSample]): Labels, or scores after Mixup and
+                CutMix.
+
+        Returns:
+            dict[str, Tensor]: ``loss_cls`` and ``loss_dist``.
+        """
+        names = ('loss_cls', 'loss_dist')
+        return {name: self._get_loss(logits, data_samples)['loss'] / 2
+                for name, logits in zip(names, self(feats), strict=True)}
