@@ -276,13 +276,19 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, with_cp: bool) -> Tensor:
 
 @contextlib.contextmanager
 def _statistics_kept(block: nn.Module):
-    """Recomputation must not update batch-norm statistics a second time."""
+    """Recomputation must not update batch-norm statistics a second time.
+
+    The norms still have to run as they did, with their statistics tracked:
+    checkpointing compares the tensors that both runs keep.
+    """
     norms = [m for m in block.modules()
              if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
