@@ -22,7 +22,10 @@ BACKBONES = {
     if isinstance(cls, type) and issubclass(cls, PyramidBackbone)
 }
 # Settings beside the arch that make another function of the same backbone
-OPTIONS = {'SOFT': [{}, {'normalized': True}]}
+OPTIONS = {
+    'SOFT': [{}, {'normalized': True}],
+    'SwiftFormer': [{'output_norm': True}],
+}
 
 
 def smallest_arch(cls):
@@ -58,8 +61,8 @@ def build(cls, cfg, **options):
     model = cls(**{'out_indices': ALL_STAGES, **cfg, **options})
     model._init_from_scratch()
     for parameter in model.parameters():  # zero biases would hide mistakes
-        if parameter.ndim == 1:
-            nn.init.normal_(parameter, float(parameter.mean().round()), 0.1)
+        if parameter.numel() == max(parameter.shape):  # and small layer scales
+            nn.init.normal_(parameter, float(parameter.detach().mean().round()), 0.1)
     return model
 
 
@@ -284,15 +287,19 @@ def test_every_parameter_has_a_gradient(cls, cfg, out_indices):
 @every_backbone
 def test_drop_path_grows_linearly(cls, cfg):
     model = cls(**cfg, out_indices=ALL_STAGES, drop_path_rate=0.3)
-    rates = []
-    for stage in model.stages:
-        for block in stage.blocks:
-            found = {getattr(m, 'drop_prob', getattr(m, 'p', None))
-                     for m in block.modules()
-                     if isinstance(m, (DropPath, nn.Dropout))} - {0., None}
-            assert len(found) <= 1
-            rates.append(found.pop() if found else 0.)
-    np.testing.assert_allclose(rates, np.linspace(0, 0.3, len(rates)))
+    rates = {}  # block -> rate, without the blocks that are never dropped
+    for i, stage in enumerate(model.stages):
+        for j, block in enumerate(stage.blocks):
+            found = [getattr(m, 'drop_prob', getattr(m, 'p', None))
+                     for m in block.modules() if isinstance(m, (DropPath, nn.Dropout))]
+            if found:
+                rates[i, j] = max(found)
+                assert set(found) <= {0., rates[i, j]}
+        assert (i, len(stage.blocks) - 1) in rates
+    blocks = [(i, j) for i, stage in enumerate(model.stages)
+              for j in range(len(stage.blocks))]
+    expected = dict(zip(blocks, np.linspace(0, 0.3, len(blocks))))
+    assert rates == pytest.approx({block: expected[block] for block in rates})
 
 
 @every_backbone
