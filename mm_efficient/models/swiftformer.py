@@ -99,7 +99,7 @@ class SwiftFormer(PyramidBackbone):
                          frozen_stages, norm_eval, with_cp, init_cfg)
         dims = self.arch_settings['embed_dims']
         rates = drop_path_rates(drop_path_rate, self.arch_settings['depths'])
-        self.stem = nn.Sequential(
+        self.stem = Stem(
             *_conv_bn(in_channels, dims[0] // 2), nn.ReLU(inplace=True),
             *_conv_bn(dims[0] // 2, dims[0]), nn.ReLU(inplace=True))
         self.stages = nn.ModuleList()
@@ -131,6 +131,46 @@ class SwiftFormer(PyramidBackbone):
 def _conv_bn(in_dims: int, out_dims: int) -> list[nn.Module]:
     """Halve the grid."""
     return [nn.Conv2d(in_dims, out_dims, 3, 2, 1), nn.BatchNorm2d(out_dims)]
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether maps are kept channels last, which a CPU prefers.
+
+    On other devices the layout is the caller's, and a traced graph has none.
+    """
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == 'cpu' and not tracing
+
+
+class Stem(nn.Sequential):
+    """Layers on the image that also settle the layout of all later maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, ceil(H / 4), ceil(W / 4))."""
+        if _channels_last(x):
+            x = x.contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution.
+
+    PyTorch's own leaves the channels-last layout on a CPU for a single image.
+
+    Args:
+        in_dims (int): Input channels.
+        out_dims (int): Output channels.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int):
+        super().__init__(in_dims, out_dims, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, h, w) -> (B, C_out, h, w)."""
+        if not _channels_last(x):
+            return super().forward(x)
+        x = x.permute(0, 2, 3, 1)  # a view, in the order of the memory
+        return F.linear(x, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class SwiftFormerStage(nn.Module):
@@ -212,25 +252,25 @@ class AdditiveAttention(nn.Module):
     def __init__(self, embed_dims: int, pretrain_grid: int | None):
         super().__init__()
         self.pretrain_grid = pretrain_grid
-        self.qk = nn.Conv2d(embed_dims, 2 * embed_dims, 1)
+        self.qk = PointwiseConv(embed_dims, 2 * embed_dims)
         self.score_weight = nn.Parameter(torch.randn(embed_dims, 1))
-        self.proj = nn.Conv2d(embed_dims, embed_dims, 1)
-        self.final = nn.Conv2d(embed_dims, embed_dims, 1)
+        self.proj = PointwiseConv(embed_dims, embed_dims)
+        self.final = PointwiseConv(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        qk = self.qk(x)
+        qk = self.qk(x).permute(0, 2, 3, 1)  # (B, h, w, 2 C), a view
         with autocast_disabled(x):
             query, gated = self._attend(at_least_float32(qk))
-        return self.final(self.proj(gated.to(qk.dtype)) + query.to(qk.dtype))
+        query, gated = (t.to(qk.dtype).permute(0, 3, 1, 2) for t in (query, gated))
+        return self.final(self.proj(gated) + query)
 
     def _attend(self, qk: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised query, and key gated by the global query."""
-        qk = F.normalize(qk.unflatten(1, (2, -1)), dim=2)  # (B, 2, C, h, w)
-        query, key = qk.unbind(1)
+        """Normalised query, and key gated by the global query, (B, h, w, C)."""
+        query, key = F.normalize(qk.unflatten(-1, (2, -1)), dim=-1).unbind(-2)
         gate = global_query(query, self.score_weight.to(qk.dtype))
         if self.pretrain_grid:
-            tokens = qk.shape[-2] * qk.shape[-1]
+            tokens = qk.shape[1] * qk.shape[2]
             gate = gate * (self.pretrain_grid**2 / tokens)**0.5
         return query, gate * key
 
@@ -246,8 +286,8 @@ class Mlp(nn.Module):
     def __init__(self, embed_dims: int, ratio: int):
         super().__init__()
         self.norm = nn.BatchNorm2d(embed_dims)
-        self.fc1 = nn.Conv2d(embed_dims, ratio * embed_dims, 1)
-        self.fc2 = nn.Conv2d(ratio * embed_dims, embed_dims, 1)
+        self.fc1 = PointwiseConv(embed_dims, ratio * embed_dims)
+        self.fc2 = PointwiseConv(ratio * embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""

@@ -17,12 +17,12 @@ def global_query(query: Tensor, weight: Tensor) -> Tensor:
     float32 the bound of the norm, 1e-12, would be 0.
 
     Args:
-        query (Tensor): Queries, (B, C, H, W), contiguous or channels last.
+        query (Tensor): Queries, (B, H, W, C), in any order of the memory.
         weight (Tensor): Direction that scores a query, (C, 1).
 
     Returns:
-        Tensor: (B, C, 1, 1).
+        Tensor: (B, 1, 1, C).
     """
-    query = query.flatten(2)  # (B, C, N), a view in both layouts
-    scores = F.normalize(weight.t() @ query, dim=-1)  # (B, 1, N)
-    return (query @ scores.transpose(1, 2))[..., None]
+    query = query.flatten(1, 2)  # (B, N, C), a view also of a (B, C, H, W) map
+    scores = F.normalize(query @ weight, dim=1)  # (B, N, 1)
+    return (scores.transpose(1, 2) @ query)[:, None]

@@ -181,16 +181,15 @@ def test_output_norms_are_of_returned_levels_and_stay_trainable():
 
 def test_global_query_is_the_published_formula():
     torch.manual_seed(0)
-    query, weight = torch.randn(2, 12, 5, 7).double(), torch.randn(12, 1).double()
-    tokens = query.flatten(2).transpose(1, 2)  # (B, N, C)
+    query, weight = torch.randn(2, 5, 7, 12).double(), torch.randn(12, 1).double()
+    tokens = query.flatten(1, 2)  # (B, N, C)
     scores = F.normalize(tokens @ weight * 12**-0.5, dim=1)
-    expected = (scores * tokens).sum(1)
-    out = global_query(query, weight)[..., 0, 0]
+    expected = (scores * tokens).sum(1)[:, None, None]
+    out = global_query(query, weight)
     torch.testing.assert_close(out, expected)
-    channels_last = query.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(global_query(channels_last, 3 * weight)[..., 0, 0],
-                               expected)
-    torch.testing.assert_close(global_query(query, 0 * weight), 0 * out[..., None, None])
+    of_a_map = query.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    torch.testing.assert_close(global_query(of_a_map, 3 * weight), expected)
+    torch.testing.assert_close(global_query(query, 0 * weight), 0 * out)
 
 
 def test_pretrain_size_holds_the_global_query():
@@ -201,7 +200,8 @@ def test_pretrain_size_holds_the_global_query():
         attn = randomised(pretrain_size=size).stages[0].blocks[-1].attn
         for repeats in (8, 24):  # 56 x 56 is the grid at 224
             with torch.no_grad():
-                _, gated = attn._attend(attn.qk(texture.repeat(1, 1, repeats, repeats)))
+                qk = attn.qk(texture.repeat(1, 1, repeats, repeats))
+                _, gated = attn._attend(qk.permute(0, 2, 3, 1))
             magnitudes[size, repeats] = float(gated.abs().max())
     assert magnitudes[None, 24] / magnitudes[None, 8] == pytest.approx(3, rel=1e-4)
     assert magnitudes[224, 24] == pytest.approx(magnitudes[224, 8], rel=1e-4)
