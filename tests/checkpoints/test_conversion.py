@@ -12,7 +12,7 @@ from mm_efficient.checkpoints import CheckpointError, convert_checkpoint
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / 'tests' / 'reference'
-VARIANTS = sorted(path.stem for path in (REFERENCE / 'soft').glob('*.json'))
+VARIANTS = sorted(path.stem for path in REFERENCE.glob('*/*_*.json'))
 
 
 def build(config):
@@ -50,16 +50,18 @@ def test_every_published_value_arrives_once(published):
     assert ours.equal(torch.cat([query, both]))
 
 
-@pytest.mark.parametrize('config', [
-    'configs/cls/soft_tiny_300e.py', 'configs/cls/soft_tiny_norm_300e.py'
+@pytest.mark.parametrize('variant, config', [
+    ('soft_tiny', 'configs/cls/soft_tiny_300e.py'),
+    ('soft_tiny', 'configs/cls/soft_tiny_norm_300e.py'),
+    ('swiftformer_xs', 'configs/cls/swiftformer_xs_300e.py'),
 ])
-def test_loads_completely_into_the_named_configs(config, published):
-    conversion = convert_checkpoint(dict(model=published()))
+def test_loads_completely_into_the_named_configs(variant, config, published):
+    conversion = convert_checkpoint(dict(model=published(variant)))
     assert config in conversion.report
     model = build(config)
     model.load_state_dict(conversion.state_dict, strict=True)
     head = model.state_dict()['head.fc.weight']
-    assert head.equal(published()['head.weight'])
+    assert head.equal(published(variant)['head.weight'])
 
 
 def test_arch_without_configs_of_its_own_is_explained(published):
