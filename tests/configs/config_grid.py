@@ -38,7 +38,9 @@ FAMILIES = dict(
             '_norm': dict(normalized=True)
         },
         outside=('small_d20', ),
-        pretrain_size=224))
+        pretrain_size=224),
+    SwiftFormer=Family(
+        prefix='swiftformer', example='swiftformer_xs', fpn='fpn_40k'))
 
 
 class Leaf(NamedTuple):

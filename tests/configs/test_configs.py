@@ -98,8 +98,8 @@ def test_model_fits_backbone(name):
     assert type(backbone) is backbone_class(leaf.family)
     widths = backbone.feature_channels
     if leaf.task == 'cls':
-        pooled = torch.empty(2, widths[-1], device='meta')
-        assert model.head((pooled, )).shape == (2, 1000)
+        images = torch.empty(2, 3, 64, 64, device='meta')
+        assert model(images, mode='tensor').shape == (2, 1000)
         return
 
     config = load(name).model
@@ -156,4 +156,11 @@ def test_classifier_weights_fit(name):
         for key, tensor in classifier.items()
         if leaf.task == 'cls' or key not in family.classifier_only
     }
+    patterns = backbone_class(leaf.family).DENSE_ONLY
+    dense_only = {
+        key
+        for key in shapes if any(re.fullmatch(pattern, key) for pattern in patterns)
+    }
+    assert bool(dense_only) == bool(patterns and leaf.task != 'cls')
+    given.update((key, shapes[key]) for key in dense_only)
     assert given == shapes

@@ -22,14 +22,21 @@ CLASSIFICATION_RECIPE = dict(
     soft_large=(32, 3.3e-4, 0.05),
     soft_large_norm=(32, 3.3e-4, 0.05),
     soft_huge=(32, 2.7e-4, 0.05),
-    soft_huge_norm=(32, 2.7e-4, 0.05))
+    soft_huge_norm=(32, 2.7e-4, 0.05),
+    swiftformer_xs=(256, 1e-3, 0.025),
+    swiftformer_s=(256, 1e-3, 0.025),
+    swiftformer_l1=(256, 1e-3, 0.025),
+    swiftformer_l3=(256, 1e-3, 0.025))
 
-# Published settings of the dense tasks: lr, weight decay, images of a batch.
+# Published settings of the dense tasks: lr, weight decay, images of a batch. A
+# family's own come first.
 DENSE_RECIPE = dict(
     retinanet_1x=(1e-4, 1e-4, 16),
     maskrcnn_1x=(2e-4, 1e-4, 16),
     upernet_160k=(6e-5, 0.01, 16),
-    fpn_80k=(1e-4, 1e-4, 32))
+    fpn_80k=(1e-4, 1e-4, 32),
+    fpn_40k=(2e-4, 1e-4, 32))
+OWN_DENSE_RECIPE = {('SwiftFormer', 'maskrcnn_1x'): (2e-4, 1e-4, 32)}
 
 
 @EVERY_LEAF
@@ -43,7 +50,8 @@ def test_batch_and_learning_rate(name):
         per_gpu, base_lr, weight_decay = CLASSIFICATION_RECIPE[leaf.variant]
         lr, images = base_lr * batch / 1024, GPUS * per_gpu
     else:
-        lr, weight_decay, images = DENSE_RECIPE[leaf.method]
+        lr, weight_decay, images = OWN_DENSE_RECIPE.get(
+            (leaf.family, leaf.method), DENSE_RECIPE[leaf.method])
     assert (optimizer.lr, optimizer.weight_decay, batch) == (
         pytest.approx(lr), weight_decay, images)
 
@@ -73,6 +81,14 @@ def test_classifier_decays_what_soft_decayed():
     assert decay['backbone.stages.3.cls_token'] == 0
 
 
+def test_swiftformer_decays_all_but_vectors_and_biases():
+    model, _, decay = decayed_parameters('cls/swiftformer_xs_300e')
+    for key, parameter in model.named_parameters():
+        assert decay[key] == (0 if parameter.ndim == 1 else 0.025), key
+    block = 'backbone.stages.0.blocks.2'
+    assert decay[f'{block}.attn_scale'] == decay[f'{block}.attn.score_weight'] == 0.025
+
+
 def test_upernet_does_not_decay_norms_and_positions():
     model, _, decay = decayed_parameters('seg/soft_tiny_upernet_160k')
     norms = {
@@ -84,6 +100,13 @@ def test_upernet_does_not_decay_norms_and_positions():
     assert len(norms) > 20
     for key, value in decay.items():
         assert value == (0 if key in norms or 'pos_embed' in key else 0.01), key
+
+
+def test_mixing_of_images_is_the_published_one():
+    mixed = {name for name, leaf in EXPECTED.items()
+             if leaf.family == 'SwiftFormer' and load(name).model.get('train_cfg')
+             and 'augments' in load(name).model.train_cfg}
+    assert mixed == {'cls/swiftformer_l1_300e', 'cls/swiftformer_l3_300e'}
 
 
 @pytest.mark.parametrize('name', [
@@ -124,6 +147,14 @@ def test_learning_rate_of_classification():
     assert rates[100] == max(rates) == pytest.approx(1e-3)
     assert rates[1550] == pytest.approx((1e-3 + 5e-5) / 2)
     assert rates[-1] == pytest.approx(5e-5, rel=0.01)
+
+
+def test_learning_rate_of_swiftformer():
+    rates = learning_rates('cls/swiftformer_xs_300e', epoch_length=10, epochs=300)
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates[50] == max(rates) == pytest.approx(2e-3)
+    assert rates[1520] > (2e-3 + 1e-5) / 2 > rates[1530]  # stepped by the epoch
+    assert rates[-1] == pytest.approx(1e-5, rel=0.01)
 
 
 @pytest.mark.parametrize('method, lr', [('retinanet', 1e-4), ('maskrcnn', 2e-4)])

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/retinanet_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_1x_adamw_retinanet.py',
+    '../_base_/default_runtime.py'
+]
+
+model = dict(
+    backbone=dict(
+        type='mmpretrain.SwiftFormer',
+        arch='l1',
+        out_indices=(0, 1, 2, 3),
+        output_norm=True),
+    neck=dict(in_channels=[48, 96, 192, 384]))

@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/ade20k_bs2.py',
+    '../_base_/schedules/ade_160k_adamw.py',
+    '../_base_/default_runtime.py'
+]
+
+model = dict(
+    backbone=dict(
+        type='mmpretrain.SwiftFormer',
+        arch='l1',
+        out_indices=(0, 1, 2, 3),
+        output_norm=True),
+    decode_head=dict(in_channels=[48, 96, 192, 384]),
+    auxiliary_head=dict(in_channels=192))
