@@ -9,6 +9,6 @@ model = dict(
     backbone=dict(
         type='mmpretrain.SwiftFormer',
         arch='l3',
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
         output_norm=True),
-    neck=dict(in_channels=[64, 128, 320, 512]))
+    neck=dict(in_channels=[128, 320, 512], start_level=0))

@@ -9,6 +9,6 @@ model = dict(
     backbone=dict(
         type='mmpretrain.SwiftFormer',
         arch='s',
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
         output_norm=True),
-    neck=dict(in_channels=[48, 64, 168, 224]))
+    neck=dict(in_channels=[64, 168, 224], start_level=0))

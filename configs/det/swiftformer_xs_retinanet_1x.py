@@ -9,6 +9,6 @@ model = dict(
     backbone=dict(
         type='mmpretrain.SwiftFormer',
         arch='xs',
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
         output_norm=True),
-    neck=dict(in_channels=[48, 56, 112, 220]))
+    neck=dict(in_channels=[56, 112, 220], start_level=0))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..datasets import CLASSES, MINI_ROOT, PALETTE
 from .checks import leaf_datasets
+from .classes import set_num_classes
 
 MINI_DATA = dict(mmpretrain='imagenet', mmdet='coco', mmseg='ade')
 
@@ -46,7 +47,7 @@ def apply_mini(cfg, root=MINI_ROOT):
     scope = cfg.default_scope
     recipe = RECIPES[scope]
     _use_data(cfg, MINI_DATA[scope], Path(root).as_posix())
-    _set_num_classes(cfg.model, len(CLASSES[MINI_DATA[scope]]))
+    set_num_classes(cfg, len(CLASSES[MINI_DATA[scope]]))
     _shrink_images(cfg, recipe['size'])
     _shrink_sampling(cfg.model)
     if scope == 'mmpretrain':
@@ -115,12 +116,6 @@ def _use_data(cfg, name, root):
                 metric.ann_file = f'{folder}/annotations/instances_val2017.json'
             if metric.get('type') == 'Accuracy':  # five classes: no top-5
                 metric.topk = (1, )
-
-
-def _set_num_classes(model, num_classes):
-    for node in _walk(model):
-        if 'num_classes' in node:
-            node['num_classes'] = num_classes
 
 
 # --- image size ---------------------------------------------------------------
