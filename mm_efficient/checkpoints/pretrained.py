@@ -57,7 +57,8 @@ def match_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
             f'{type(loaded).__name__}; pass a checkpoint file')
-    state_dict = _select(loaded.get('state_dict', loaded), prefix)
+    state_dict = backbone.adapt_weights(
+        _select(loaded.get('state_dict', loaded), prefix))
     expected = backbone.state_dict()
     faults = {
         'missing': [

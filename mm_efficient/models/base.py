@@ -1,6 +1,6 @@
 """The contract every backbone of this package keeps (`PyramidBackbone`)."""
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -189,6 +189,33 @@ class PyramidBackbone(BaseBackbone):
     def _init_from_scratch(self):
         """The family's published initialisation; PyTorch's if not overridden."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the model can be used; see :meth:`fit`."""
+        return True
+
+    def fit(self, images: Tensor | Sequence[Tensor]):
+        """Set what is computed from images once, neither trained nor loaded.
+
+        Most families have nothing of the kind. Those that do refuse to run before,
+        unless they have loaded it with their weights.
+
+        Args:
+            images (Tensor | Sequence[Tensor]): Normalised images, (B, C, H, W), or
+                several such batches.
+        """
+
+    def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of a related form of the family as weights of this model.
+
+        Args:
+            weights (Mapping[str, Tensor]): Weights of a backbone.
+
+        Returns:
+            Mapping[str, Tensor]: The same, if this form has no relatives.
+        """
+        return weights
+
     def train(self, mode: bool = True):
         """Set training mode, except of frozen stages and ``norm_eval`` norms."""
         super().train(mode)
@@ -213,8 +240,9 @@ class PyramidBackbone(BaseBackbone):
         """Depth of a parameter, for layer-wise learning-rate decay.
 
         The stem is layer 0, every block one layer; what leads into a stage
-        (downsampling, position embedding) counts with its first block, and
-        everything behind the last block is the last layer.
+        (downsampling, position embedding) counts with its first block, a norm
+        that ends the stage with its last one, and everything behind the last
+        block of all is the last layer.
 
         Args:
             param_name (str): Name of the parameter.
@@ -233,8 +261,13 @@ class PyramidBackbone(BaseBackbone):
             return 0, num_layers
         if names[0] != 'stages':
             return num_layers - 1, num_layers
-        block = int(names[3]) if names[2] == 'blocks' else 0
-        return sum(depths[:int(names[1])]) + block + 1, num_layers
+        stage = int(names[1])
+        block = 0
+        if names[2] == 'blocks':
+            block = int(names[3])
+        elif names[2] == 'norm':
+            block = depths[stage] - 1
+        return sum(depths[:stage]) + block + 1, num_layers
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

@@ -1,0 +1,92 @@
+"""Kernelised hashing attention (EcoFormer), linear in the number of tokens.
+
+Queries and keys are one set of vectors, hashed to codes of -1 and +1 by kernel hash
+functions; attention weights are products of codes: https://arxiv.org/abs/2209.09004,
+section 3. The hash functions are buffers, fitted once (see `hash_fitting`).
+"""
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+EPS = 1e-12  # of the unit normalisation; the original has none
+
+
+def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
+    """Gaussian kernel between unit queries and anchors.
+
+    ``exp(-|z - a|^2 / (2 sigma))`` with z the query scaled to unit length and sigma
+    the mean of all squared distances, one number per image and head.
+
+    Args:
+        query (Tensor): (B, N, H, d), of any length.
+        anchors (Tensor): (H, m, d).
+
+    Returns:
+        Tensor: (H, B, N, m).
+    """
+    flat = query.permute(2, 0, 1, 3).flatten(1, 2)  # (H, B * N, d), a view
+    norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True).clamp_min(EPS)
+    cosine = torch.bmm(flat, anchors.transpose(1, 2)) / norm
+    cosine = cosine.unflatten(1, query.shape[:2])  # (H, B, N, m)
+    # |z - a|^2 / 2 = offset - cosine
+    offset = ((1 + anchors.square().sum(-1)) / 2)[:, None, None]  # (H, 1, 1, m)
+    sigma = 2 * (offset.mean(-1, keepdim=True) - cosine.mean((2, 3), keepdim=True))
+    return ((cosine - offset) / sigma).exp()
+
+
+def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
+               projection: Tensor) -> Tensor:
+    """Codes of queries: signs of projections of their centred kernel values.
+
+    The gradient of the sign is that of the identity where the projection is within
+    (-1, 1), else zero (straight-through estimator).
+
+    Args:
+        query (Tensor): (B, N, H, d), of any length.
+        anchors (Tensor): (H, m, d).
+        mean (Tensor): Mean kernel values, (H, 1, m).
+        projection (Tensor): One row per bit, (H, b, m).
+
+    Returns:
+        Tensor: (H, B, N, b), -1 or +1 (0 for a projection of exactly 0).
+    """
+    centred = anchor_kernel(query, anchors) - mean[:, None]
+    return _Sign.apply(centred @ projection.transpose(1, 2)[:, None])
+
+
+class _Sign(Function):
+    """Sign, with the gradient of the identity on (-1, 1)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, = ctx.saved_tensors
+        return grad.masked_fill(x.abs() >= 1, 0)
+
+
+def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
+    """Attention whose weights are products of codes.
+
+    With b bits, ``out_i = (sum_j (c_i . c_j) v_j + (b + 1) v_i) / sum_j (c_i . c_j +
+    b + 1)``. The bias b + 1 keeps the denominator positive. That it enters the
+    numerator for the own token only is how the published weights were trained.
+
+    Args:
+        codes (Tensor): (H, B, N, b), entries -1 and +1.
+        value (Tensor): (B, N, H, d).
+
+    Returns:
+        Tensor: (B, N, H, d).
+    """
+    bias = codes.shape[-1] + 1
+    value = value.permute(2, 0, 1, 3)  # (H, B, N, d)
+    transposed = codes.transpose(2, 3)
+    numerator = codes @ (transposed @ value) + bias * value
+    denominator = codes @ transposed.sum(-1)[..., None] + bias * codes.shape[2]
+    return (numerator / denominator).permute(1, 2, 0, 3)
