@@ -9,8 +9,8 @@ model = dict(
     backbone=dict(
         type='mmpretrain.EcoFormerTwins',
         arch='s',
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
         drop_path_rate=0.2),
-    neck=dict(in_channels=[64, 128, 256, 512]))
+    neck=dict(in_channels=[128, 256, 512], start_level=0))
 
 custom_hooks = [dict(type='HashFittingHook')]

@@ -245,6 +245,7 @@ class EcoFormer(PyramidBackbone):
                 weights[f'{name}.{buffer}'] = own[f'{name}.{buffer}']
         if names:
             weights['fitted'] = torch.tensor(False)
+        if names and not self.fitted.is_meta:
             print_log(f'{type(self).__name__}: weights with softmax attention in a '
                       'model with hashing: queries and values are taken over, the '
                       'hash functions are not fitted yet', logger='current')

@@ -40,7 +40,11 @@ FAMILIES = dict(
         outside=('small_d20', ),
         pretrain_size=224),
     SwiftFormer=Family(
-        prefix='swiftformer', example='swiftformer_xs', fpn='fpn_40k'))
+        prefix='swiftformer', example='swiftformer_xs', fpn='fpn_40k'),
+    EcoFormerPVT=Family(
+        prefix='ecoformer_pvt', example='ecoformer_pvt_b0', cls='30e'),
+    EcoFormerTwins=Family(
+        prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e'))
 
 
 class Leaf(NamedTuple):

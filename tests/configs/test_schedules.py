@@ -26,7 +26,9 @@ CLASSIFICATION_RECIPE = dict(
     swiftformer_xs=(256, 1e-3, 0.025),
     swiftformer_s=(256, 1e-3, 0.025),
     swiftformer_l1=(256, 1e-3, 0.025),
-    swiftformer_l3=(256, 1e-3, 0.025))
+    swiftformer_l3=(256, 1e-3, 0.025),
+    **{f'ecoformer_pvt_b{i}': (32, 1e-4, 0.05) for i in range(5)},
+    ecoformer_twins_s=(32, 5e-4, 0.05))
 
 # Published settings of the dense tasks: lr, weight decay, images of a batch. A
 # family's own come first.
