@@ -113,8 +113,8 @@ def published_case():
     path = REFERENCE / 'ecoformer' / 'pvtv2_b0_ecoformer.json'
     case = json.loads(path.read_text())['hash_fit_case']
     tokens = torch.from_numpy(SYNTH['synth_array']('ksh_tokens', [2, 2, 60, 32]))
-    projection = 5 * torch.from_numpy(SYNTH['synth_array']('ksh_A', [2, 16, 25]))
-    return case, F.normalize(tokens.double(), dim=-1), projection.double()
+    projection = torch.from_numpy(SYNTH['synth_array']('ksh_A', [2, 16, 25]))
+    return case, F.normalize(tokens.double(), dim=-1), 5 * projection.double()
 
 
 def check(out, expected):
