@@ -29,7 +29,12 @@ from torch.nn.init import trunc_normal_
 
 from ..ops.additive_attention import global_query
 from .base import PyramidBackbone, drop_path_rates, run_blocks
-from .layers import at_least_float32, autocast_disabled
+from .layers import (
+    PointwiseConv,
+    at_least_float32,
+    autocast_disabled,
+    eager_on_cpu,
+)
 
 MLP_RATIO = 4
 SCALE_INIT = 1e-5  # of the attention's and the MLP's layer scale
@@ -133,44 +138,17 @@ def _conv_bn(in_dims: int, out_dims: int) -> list[nn.Module]:
     return [nn.Conv2d(in_dims, out_dims, 3, 2, 1), nn.BatchNorm2d(out_dims)]
 
 
-def _channels_last(x: Tensor) -> bool:
-    """Whether maps are kept channels last, which a CPU prefers.
-
-    On other devices the layout is the caller's, and a traced graph has none.
-    """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.device.type == 'cpu' and not tracing
-
-
 class Stem(nn.Sequential):
-    """Layers on the image that also settle the layout of all later maps."""
+    """Layers on the image that also settle the layout of all later maps.
+
+    A CPU prefers channels last; on other devices the layout is the caller's.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, ceil(H / 4), ceil(W / 4))."""
-        if _channels_last(x):
+        if eager_on_cpu(x):
             x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x)
-
-
-class PointwiseConv(nn.Conv2d):
-    """1x1 convolution.
-
-    PyTorch's own leaves the channels-last layout on a CPU for a single image.
-
-    Args:
-        in_dims (int): Input channels.
-        out_dims (int): Output channels.
-    """
-
-    def __init__(self, in_dims: int, out_dims: int):
-        super().__init__(in_dims, out_dims, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, h, w) -> (B, C_out, h, w)."""
-        if not _channels_last(x):
-            return super().forward(x)
-        x = x.permute(0, 2, 3, 1)  # a view, in the order of the memory
-        return F.linear(x, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class SwiftFormerStage(nn.Module):
