@@ -17,19 +17,21 @@ class DistilledClsHead(ClsHead):
     Args:
         num_classes (int): Number of classes.
         in_channels (int): Channels C of the last map.
-        loss (dict): Loss of either classifier. Defaults to
-            ``dict(type='CrossEntropyLoss', loss_weight=1.0)``.
-        init_cfg (dict, optional): Initialisation. Defaults to
-            ``dict(type='TruncNormal', layer='Linear', std=0.02)``.
+        loss (dict, optional): Loss of either classifier. Defaults to None,
+            cross entropy.
+        init_cfg (dict, optional): Initialisation. Defaults to None, truncated
+            normal linears with standard deviation 0.02.
     """
 
     def __init__(self,
                  num_classes: int,
                  in_channels: int,
-                 loss: dict = dict(type='CrossEntropyLoss', loss_weight=1.0),
-                 init_cfg: dict | None = dict(
-                     type='TruncNormal', layer='Linear', std=0.02)):
-        super().__init__(loss=loss, init_cfg=init_cfg)
+                 loss: dict | None = None,
+                 init_cfg: dict | None = None):
+        super().__init__(
+            loss=loss or dict(type='CrossEntropyLoss'),
+            init_cfg=init_cfg or dict(
+                type='TruncNormal', layer='Linear', std=0.02))
         self.norm = nn.BatchNorm2d(in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
         self.fc_dist = nn.Linear(in_channels, num_classes)
