@@ -69,9 +69,13 @@ class Family(ABC):
         name (str): Name of the family in reports.
         entries (tuple[str]): Where the weights may be nested in a file, the
             preferred place first; places not listed come last.
+        online (Mapping[str, str]): Names of weights -> their addresses, of
+            those that can be downloaded without a browser; see
+            :func:`.online.fetch`.
     """
 
     name: str
+    online: Mapping[str, str] = {}
     entries: tuple[str, ...] = (
         'model_ema', 'state_dict_ema', 'ema', 'model', 'state_dict')
 

@@ -16,6 +16,7 @@ import torch
 
 from .conversion import CheckpointError, Family, Layout, Source, register_family
 
+_RELEASE = 'https://github.com/ziplab/EcoFormer/releases/download/v1.0/'
 # Our module of a block -> module of all published layouts, where the names differ
 _MODULES = {'attn.qk': 'attn.to_qk', 'attn.v': 'attn.to_v'}
 # Our buffer of a hash attention -> published buffer, and our part of it
@@ -185,6 +186,8 @@ class EcoFormerPVT(_EcoFormer):
     name = 'EcoFormerPVT'
     backbone = 'EcoFormerPVT'
     config = 'ecoformer_pvt'
+    online = {f'ecoformer_pvt_b{i}': f'{_RELEASE}pvtv2_b{i}_ecoformer.pth'
+              for i in range(5)}
     layouts = {
         'published': _Names(
             mark='block1.0.mlp.dwconv.dwconv.weight',
@@ -209,6 +212,7 @@ class EcoFormerTwins(_EcoFormer):
     name = 'EcoFormerTwins'
     backbone = 'EcoFormerTwins'
     config = 'ecoformer_twins'
+    online = {'ecoformer_twins_s': f'{_RELEASE}twins_svt_s_ecoformer.pth'}
     layouts = {
         'published': _Names(
             mark='pos_block.0.proj.0.weight',

@@ -1,20 +1,17 @@
 """Reading published files, which nobody vouches for, and writing ours."""
 import argparse
-import hashlib
-import http.client
 import os
 import re
 import textwrap
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .conversion import CheckpointError, Conversion, convert_checkpoint
+from .online import discard, fetch, online_address, published_weights
 
 SCHEME = 'published://'
 
@@ -23,8 +20,10 @@ def convert_file(source: str) -> Conversion:
     """Read a published checkpoint and convert it.
 
     Args:
-        source (str): Path, http(s) address or anything else that MMEngine's
-            checkpoint loader takes, with or without ``published://``.
+        source (str): Path, http(s) address, anything else that MMEngine's
+            checkpoint loader takes, or the name of weights whose address is
+            known: a variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or
+            without ``published://``.
 
     Returns:
         Conversion: See :func:`convert_checkpoint`.
@@ -79,44 +78,29 @@ def write_checkpoint(checkpoint: dict, path: str) -> None:
 
 def _read(source):
     if re.match('https?://', source):
-        return _read_url(source)
+        return _read_online(source)
     if '://' in source:
         with _untrusted(source):
             return CheckpointLoader.load_checkpoint(source, 'cpu')
     path = Path(source).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'{source}: no such file')
-    return _read_file(path, source)
+    if path.is_file():
+        return _read_file(path, source)
+    address = online_address(source)
+    if address is not None:
+        return _read_online(address)
+    raise FileNotFoundError(
+        f'{source}: no such file, nor weights known by this name (known: '
+        f'{", ".join(published_weights())}, timm/MODEL.TAG)')
 
 
-def _read_url(url):
-    """Download once, to a cache that tells equal file names apart."""
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    name = Path(urlparse(url).path).name or 'checkpoint'
-    path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
-    if is_main_process():
-        _download(url, path)
-    barrier()
-    _download(url, path)  # on machines that do not share the cache
+def _read_online(address):
+    path = fetch(address)
     try:
-        return _read_file(path, url)
+        return _read_file(path, address)
     except CheckpointError as error:
-        path.unlink(missing_ok=True)
+        discard(path)
         raise CheckpointError(
             f'{error}. The download has been removed; try again') from None
-
-
-def _download(url, path):
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(
-            url, str(path), progress=is_main_process())
-    except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(
-            f'{url}: cannot be downloaded ({error}); check the address and '
-            'the connection, or download the file and pass its path') from error
 
 
 def _read_file(path, name):

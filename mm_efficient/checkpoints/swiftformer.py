@@ -44,6 +44,9 @@ class SwiftFormer(Family):
     """SwiftFormer, whose authors evaluate the weights, not their average."""
 
     name = 'SwiftFormer'
+    # The authors' own files are behind a browser; timm's have the same tensors
+    online = {f'swiftformer_{arch}': f'timm/swiftformer_{arch}.dist_in1k'
+              for arch in ('xs', 's', 'l1', 'l3')}
     entries = ('model', 'state_dict', 'model_ema', 'state_dict_ema')
 
     def recognise(self, tensors):

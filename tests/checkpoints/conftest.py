@@ -15,9 +15,8 @@ def published():
         str(REFERENCE / 'synth.py'))['synth_state_dict']
 
     def make(variant='soft_tiny', seed=0):
-        family = variant.split('_')[0]
-        manifest = json.loads(
-            (REFERENCE / family / f'{variant}.json').read_text())
+        (path,) = REFERENCE.glob(f'*/{variant}.json')
+        manifest = json.loads(path.read_text())
         return synth_state_dict(manifest['state_dict'], seed)
 
     return make

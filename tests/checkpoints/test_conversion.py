@@ -12,7 +12,9 @@ from mm_efficient.checkpoints import CheckpointError, convert_checkpoint
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / 'tests' / 'reference'
-VARIANTS = sorted(path.stem for path in REFERENCE.glob('*/*_*.json'))
+MANIFESTS = {path.stem: path for path in sorted(REFERENCE.glob('*/*_*.json'))}
+# Names of EcoFormer's files begin with the body
+BODIES = {'pvtv2': 'ecoformerpvt', 'twins_svt': 'ecoformertwins'}
 
 
 def build(config):
@@ -20,17 +22,19 @@ def build(config):
     return MODELS.build(model)
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('variant', MANIFESTS)
 def test_every_published_variant_is_recognised(variant):
-    family = variant.split('_')[0]
-    manifest = json.loads((REFERENCE / family / f'{variant}.json').read_text())
+    manifest = json.loads(MANIFESTS[variant].read_text())
     tensors = {
         key: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape)
         for key, (shape, dtype) in manifest['state_dict'].items()
     }
     conversion = convert_checkpoint(tensors)
     arch = f'{conversion.family.lower()}_{conversion.arch}'
-    assert arch == variant.removesuffix('_norm')
+    expected = re.sub('_(norm|ecoformer|msa)$', '', variant)
+    for body, family in BODIES.items():
+        expected = expected.replace(body, family)
+    assert arch == expected
     assert f'{manifest["num_params"]:,} parameters' in conversion.report
 
 

@@ -7,11 +7,11 @@ segmentors take its backbone by
     init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.')
 """
 import argparse
-import hashlib
 import os
 import sys
 
 from mm_efficient.checkpoints import CheckpointError, convert_file, write_checkpoint
+from mm_efficient.checkpoints.online import sha256
 
 
 def parse_args():
@@ -20,8 +20,10 @@ def parse_args():
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'src', metavar='SRC',
-        help='published file: a path (.pth, .safetensors), an http(s) address '
-        "or anything else that MMEngine's checkpoint loader takes")
+        help='published file: a path (.pth, .safetensors), an http(s) address, '
+        "a name whose address is known ('ecoformer_pvt_b0', "
+        "'timm/swiftformer_xs.dist_in1k') or anything else that MMEngine's "
+        'checkpoint loader takes')
     parser.add_argument(
         'dst', metavar='DST',
         help='file to write (.pth); replaced as a whole if it exists')
@@ -37,15 +39,6 @@ def check_destination(src, dst):
     if os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
         raise CheckpointError(
             f'{dst} is the published file itself; name another file to write')
-
-
-def sha256(path):
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def main():
