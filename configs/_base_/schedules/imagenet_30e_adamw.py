@@ -16,8 +16,7 @@ optim_wrapper = dict(
         eps=1e-8,
         weight_decay=0.05),
     # No decay for biases, norms and other one-dimensional parameters.
-    paramwise_cfg=dict(flat_decay_mult=0.0),
-    clip_grad=None)
+    paramwise_cfg=dict(flat_decay_mult=0.0))
 
 param_scheduler = [
     # from 1e-7 at lr 2.5e-5
