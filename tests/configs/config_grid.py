@@ -44,7 +44,8 @@ FAMILIES = dict(
     EcoFormerPVT=Family(
         prefix='ecoformer_pvt', example='ecoformer_pvt_b0', cls='30e'),
     EcoFormerTwins=Family(
-        prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e'))
+        prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e'),
+    LowFormer=Family(prefix='lowformer', example='lowformer_b0'))
 
 
 class Leaf(NamedTuple):

@@ -28,7 +28,16 @@ CLASSIFICATION_RECIPE = dict(
     swiftformer_l1=(256, 1e-3, 0.025),
     swiftformer_l3=(256, 1e-3, 0.025),
     **{f'ecoformer_pvt_b{i}': (32, 1e-4, 0.05) for i in range(5)},
-    ecoformer_twins_s=(32, 5e-4, 0.05))
+    ecoformer_twins_s=(32, 5e-4, 0.05),
+    # Published: lr per GPU, for this many images on each; any number of GPUs
+    lowformer_b0=(128, 3.32e-4 / 170 * 1024, 0.1),
+    lowformer_b1=(128, 2.5e-4 / 128 * 1024, 0.1),
+    lowformer_b15=(128, 1.66e-4 / 170 * 1024, 0.1),
+    lowformer_b2=(128, 1.25e-4 / 170 * 1024, 0.1),
+    lowformer_b3=(128, 0.94e-4 / 75 * 1024, 0.1),
+    lowformer_e1=(128, 1e-4 / 100 * 1024, 0.1),
+    lowformer_e2=(128, 1e-4 / 50 * 1024, 0.1),
+    lowformer_e3=(128, 0.625e-4 / 50 * 1024, 0.1))
 
 # Published settings of the dense tasks: lr, weight decay, images of a batch. A
 # family's own come first.
