@@ -45,7 +45,9 @@ FAMILIES = dict(
         prefix='ecoformer_pvt', example='ecoformer_pvt_b0', cls='30e'),
     EcoFormerTwins=Family(
         prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e'),
-    LowFormer=Family(prefix='lowformer', example='lowformer_b0'))
+    LowFormer=Family(prefix='lowformer', example='lowformer_b0'),
+    ReduceFormer=Family(
+        prefix='reduceformer', example='reduceformer_b1', pretrain_size=224))
 
 
 class Leaf(NamedTuple):

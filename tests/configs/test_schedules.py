@@ -37,7 +37,10 @@ CLASSIFICATION_RECIPE = dict(
     lowformer_b3=(128, 0.94e-4 / 75 * 1024, 0.1),
     lowformer_e1=(128, 1e-4 / 100 * 1024, 0.1),
     lowformer_e2=(128, 1e-4 / 50 * 1024, 0.1),
-    lowformer_e3=(128, 0.625e-4 / 50 * 1024, 0.1))
+    lowformer_e3=(128, 0.625e-4 / 50 * 1024, 0.1),
+    reduceformer_b1=(128, 2e-3, 0.1),
+    reduceformer_b2=(128, 3.2e-3, 0.1),
+    reduceformer_b3=(128, 3.2e-3, 0.1))
 
 # Published settings of the dense tasks: lr, weight decay, images of a batch. A
 # family's own come first.

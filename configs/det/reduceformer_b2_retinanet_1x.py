@@ -1,0 +1,18 @@
+_base_ = [
+    '../_base_/models/retinanet_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_1x_adamw_retinanet.py',
+    '../_base_/default_runtime.py'
+]
+
+model = dict(
+    backbone=dict(
+        type='mmpretrain.ReduceFormer',
+        arch='b2',
+        out_indices=(0, 1, 2, 3),
+        pretrain_size=224,
+        drop_path_rate=0.1),
+    neck=dict(in_channels=[48, 96, 192, 384]))
+
+# Few images per GPU: batch statistics over all GPUs
+sync_bn = 'torch'
