@@ -6,18 +6,47 @@ blocks between the attention modules.
 """
 from collections import OrderedDict
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
-from torchvision.ops import Conv2dNormActivation
 
 from .base import run_blocks
+from .layers import PointwiseConv, eager_on_cpu
 
-# Convolution with padding k // 2, batch norm, hard-swish. Without a norm it has a bias.
-conv_norm_act = partial(Conv2dNormActivation, activation_layer=nn.Hardswish)
+
+def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1,
+                  groups: int = 1, bias: bool | None = None, norm: bool = True,
+                  act: bool = True) -> nn.Sequential:
+    """Convolution with padding k // 2, batch norm, hard-swish.
+
+    Args:
+        in_dims (int): Channels of the input.
+        out_dims (int): Channels of the output.
+        kernel_size (int): Kernel size k.
+        stride (int): Stride, 1 for k = 1. Defaults to 1.
+        groups (int): Groups of channels, 1 for k = 1. Defaults to 1.
+        bias (bool, optional): Whether the convolution has a bias. Defaults to
+            None, if there is no norm.
+        norm (bool): Whether there is a batch norm. Defaults to True.
+        act (bool): Whether there is an activation. Defaults to True.
+
+    Returns:
+        nn.Sequential: (B, in_dims, H, W) -> (B, out_dims, ceil(H / stride),
+        ceil(W / stride)).
+    """
+    bias = not norm if bias is None else bias
+    layers = [
+        PointwiseConv(in_dims, out_dims, bias) if kernel_size == 1 else nn.Conv2d(
+            in_dims, out_dims, kernel_size, stride, kernel_size // 2, groups=groups,
+            bias=bias)
+    ]
+    if norm:
+        layers.append(nn.BatchNorm2d(out_dims))
+    if act:
+        layers.append(nn.Hardswish(inplace=True))
+    return nn.Sequential(*layers)
 
 
 def fused_block(in_dims: int, out_dims: int, stride: int = 1, ratio: int = 4,
@@ -39,7 +68,7 @@ def fused_block(in_dims: int, out_dims: int, stride: int = 1, ratio: int = 4,
     hidden_dims = ratio * in_dims
     return nn.Sequential(OrderedDict(
         spatial=conv_norm_act(in_dims, hidden_dims, 3, stride, bias=bias),
-        project=conv_norm_act(hidden_dims, out_dims, 1, activation_layer=None)))
+        project=conv_norm_act(hidden_dims, out_dims, 1, act=False)))
 
 
 def inverted_block(in_dims: int, out_dims: int, stride: int = 1,
@@ -57,13 +86,12 @@ def inverted_block(in_dims: int, out_dims: int, stride: int = 1,
         nn.Sequential: (B, in_dims, H, W) -> (B, out_dims, ceil(H / stride),
         ceil(W / stride)).
     """
-    norm_layer = nn.BatchNorm2d if hidden_norms else None
     hidden_dims = 4 * in_dims
     return nn.Sequential(OrderedDict(
-        expand=conv_norm_act(in_dims, hidden_dims, 1, norm_layer=norm_layer),
+        expand=conv_norm_act(in_dims, hidden_dims, 1, norm=hidden_norms),
         depthwise=conv_norm_act(hidden_dims, hidden_dims, 3, stride,
-                                groups=hidden_dims, norm_layer=norm_layer),
-        project=conv_norm_act(hidden_dims, out_dims, 1, activation_layer=None)))
+                                groups=hidden_dims, norm=hidden_norms),
+        project=conv_norm_act(hidden_dims, out_dims, 1, act=False)))
 
 
 class Residual(nn.Module):
@@ -93,7 +121,7 @@ class ConvStem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, ceil(H / 2), ceil(W / 2))."""
-        if x.device.type == 'cpu':
+        if eager_on_cpu(x):
             x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x)
 

@@ -35,6 +35,7 @@ from .conv_blocks import (
     init_from_scratch,
     inverted_block,
 )
+from .layers import PointwiseConv
 
 MLP_RATIO = 4
 MAX_FUSED_DIMS = 255  # wider stages have inverted instead of fused local blocks
@@ -160,8 +161,8 @@ def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: b
     if mlp:
         hidden_dims = MLP_RATIO * embed_dims
         branches['mlp'] = nn.Sequential(
-            nn.GroupNorm(1, embed_dims), nn.Conv2d(embed_dims, hidden_dims, 1),
-            nn.GELU(), nn.Conv2d(hidden_dims, embed_dims, 1))
+            nn.GroupNorm(1, embed_dims), PointwiseConv(embed_dims, hidden_dims),
+            nn.GELU(), PointwiseConv(hidden_dims, embed_dims))
     if embed_dims <= MAX_FUSED_DIMS:
         # A bias before a norm has no effect, but checkpoints have it
         branches['local'] = fused_block(embed_dims, embed_dims, bias=True)
@@ -189,8 +190,8 @@ class ConvAttention(nn.Module):
         self.stride = stride
         attn_dims = self.num_heads * (embed_dims // self.num_heads // 2)
         self.reduce = conv_norm_act(embed_dims, embed_dims, kernel_size, stride,
-                                    groups=embed_dims, activation_layer=None)
-        self.qkv = nn.Conv2d(embed_dims, 3 * attn_dims, 1, bias=False)
+                                    groups=embed_dims, act=False)
+        self.qkv = PointwiseConv(embed_dims, 3 * attn_dims, bias=False)
         self.proj = nn.ConvTranspose2d(attn_dims, embed_dims, 2 + stride, stride,
                                        padding=1)
 

@@ -35,7 +35,7 @@ from .conv_blocks import (
     init_from_scratch,
     inverted_block,
 )
-from .layers import at_least_float32, autocast_disabled
+from .layers import PointwiseConv, at_least_float32, autocast_disabled
 
 ATTENTION_STAGES = (2, 3)
 LOCAL_KERNEL = 5
@@ -130,7 +130,7 @@ def separable_block(dims: int) -> nn.Sequential:
     """3 x 3 depthwise and 1 x 1 convolution, (B, C, H, W) -> (B, C, H, W)."""
     return nn.Sequential(OrderedDict(
         depthwise=conv_norm_act(dims, dims, 3, groups=dims),
-        project=conv_norm_act(dims, dims, 1, activation_layer=None)))
+        project=conv_norm_act(dims, dims, 1, act=False)))
 
 
 def reduceformer_block(embed_dims: int, pretrain_tokens: int | None,
@@ -166,12 +166,12 @@ class ReductionAttention(nn.Module):
     def __init__(self, embed_dims: int, pretrain_tokens: int | None):
         super().__init__()
         self.pretrain_tokens = pretrain_tokens
-        self.qkv = nn.Conv2d(embed_dims, 3 * embed_dims, 1, bias=False)
+        self.qkv = PointwiseConv(embed_dims, 3 * embed_dims, bias=False)
         self.local = nn.Conv2d(3 * embed_dims, 3 * embed_dims, LOCAL_KERNEL,
                                padding=LOCAL_KERNEL // 2, groups=3 * embed_dims,
                                bias=False)
         self.proj = conv_norm_act(2 * embed_dims, embed_dims, 1,
-                                  activation_layer=None)
+                                  act=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
