@@ -40,6 +40,9 @@ class LowFormer(Family):
     """LowFormer: published names, those of its TorchScript head, timm's."""
 
     name = 'LowFormer'
+    # What timm has, all but b2
+    online = {f'lowformer_{arch}': f'timm/lowformer_{arch}.in1k'
+              for arch in ('b0', 'b1', 'b15', 'b3', 'e1', 'e2', 'e3')}
 
     def recognise(self, tensors):
         """See :meth:`Family.recognise`."""
