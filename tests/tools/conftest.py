@@ -17,6 +17,12 @@ def load_tool(name):
 
 
 @pytest.fixture(scope='session')
+def tool():
+    """``main`` of a tool, by its path below tools/ without suffix."""
+    return load_tool
+
+
+@pytest.fixture(scope='session')
 def train():
     """``main`` of tools/train.py."""
     return load_tool('train')

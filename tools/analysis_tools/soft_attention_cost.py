@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
+from mm_efficient.analysis import count
 from mm_efficient.models import SOFT, soft
 from mm_efficient.ops import gaussian_attention, newton_inverse
 
@@ -54,10 +54,8 @@ def count_flops(args, pretrain_size, reference):
     """FLOPs of one forward pass (two per multiply-add)."""
     if reference:
         use_reference_form()
-    with torch.device('meta'), torch.no_grad(), FlopCounterMode(
-            display=False) as counter:
-        build(args, pretrain_size).eval()(torch.empty(1, 3, *args.size))
-    return counter.get_total_flops()
+    with torch.device('meta'):
+        return count(build(args, pretrain_size), torch.empty(1, 3, *args.size)).flops
 
 
 def peak_mib():
