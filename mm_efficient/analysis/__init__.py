@@ -1,6 +1,8 @@
 from .complexity import Complexity, Cost, count
+from .energy import Operations, energy
 from .zoo import Subject, complexity, find_model, from_config
 
 __all__ = [
-    'Complexity', 'Cost', 'Subject', 'complexity', 'count', 'find_model', 'from_config'
+    'Complexity', 'Cost', 'Operations', 'Subject', 'complexity', 'count', 'energy',
+    'find_model', 'from_config'
 ]

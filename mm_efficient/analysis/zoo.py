@@ -48,7 +48,7 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else package.parent / 'configs'
 
 
-def find_model(name: str) -> Subject:
+def find_model(name: str, options: dict | None = None) -> Subject:
     """Find a model.
 
     Args:
@@ -60,6 +60,8 @@ def find_model(name: str) -> Subject:
             - a model of MMPretrain's index (``swin-tiny_16xb64_in1k``);
             - a model of timm (``resnet50``, or ``timm/resnet50`` where MMPretrain
               has one of that name).
+        options (dict, optional): Overrides of its config by dotted key.
+            Defaults to None.
 
     Returns:
         Subject: The model.
@@ -68,14 +70,18 @@ def find_model(name: str) -> Subject:
         SetupError: If there is none, or its config cannot be used.
     """
     if name.endswith('.py'):
-        return from_config(load_config(name), Path(name).stem)
+        return from_config(load_config(name, options), Path(name).stem)
     for path in _configs():
         if name in (path.stem, _variant(path)):
-            return from_config(load_config(str(path)), name)
+            return from_config(load_config(str(path), options), name)
     if name in mmpretrain.list_models():
-        return from_config(ModelHub.get(name).config, name)
+        cfg = ModelHub.get(name).config
+        cfg.merge_from_dict(options or {})
+        return from_config(cfg, name)
     model_name = name.removeprefix('timm/')
     if timm.is_model(model_name):
+        if options:
+            raise SetupError(f'{name} is a model of timm and has no config to change')
         return Subject(name, lambda: timm.create_model(model_name), _call,
                        SIZES['mmpretrain'])
     raise SetupError(_unknown(name))

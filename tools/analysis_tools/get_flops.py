@@ -14,6 +14,7 @@ import argparse
 import logging
 import sys
 
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
@@ -41,6 +42,9 @@ def parse_args(argv=None):
         '--per-module', type=int, nargs='?', const=3, default=1, metavar='DEPTH',
         help='list modules down to this depth (default: 1, the parts of the model; '
         'without a number: 3)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the configs')
     args = parser.parse_args(argv)
     if args.size and (len(args.size) > 2 or min(args.size) < 1):
         parser.error('--size takes the side of the image, or its height and width')
@@ -73,7 +77,7 @@ def main(argv=None):
         table.add_column(column, justify='right')
     notes = []
     try:
-        subjects = [find_model(name) for name in args.models]
+        subjects = [find_model(name, args.cfg_options) for name in args.models]
         for subject in track(subjects, 'counting', transient=True):
             cost = complexity(subject, size)
             add_rows(table, subject.name, size or subject.size, cost, args.per_module)
