@@ -76,7 +76,7 @@ def test_matches_the_published_code(variant):
 def test_matches_in_float32():
     reference = figures('lowformer_b0')
     model = build(published_weights(reference), 'b0').float()
-    assert worst_error(model, reference['cases'][0]) < 2e-5
+    assert worst_error(model, reference['cases'][0]) < 3e-6
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
