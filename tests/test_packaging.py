@@ -57,7 +57,7 @@ def test_wheel_carries_configs_and_tools(wheel):
     assert 'mm_efficient/.mim/model-index.yml' in names
     content = {name.removeprefix('mm_efficient/.mim/') for name in names
                if name.startswith('mm_efficient/.mim/')}
-    assert expected_files() | expected_files('.sh') <= content
+    assert expected_files() | expected_files('.sh') | expected_files('.yml') <= content
     assert not any('__pycache__' in name for name in names)
     assert {name.split('/')[0] for name in names} == {
         'mm_efficient', next(n for n in names if '.dist-info/' in n).split('/')[0]}
@@ -83,7 +83,7 @@ def test_sdist_carries_what_a_wheel_is_built_from(checkout):
     names = {name.split('/', 1)[-1] for name in archive.getnames()}
     assert {'setup.py', 'LICENSE', 'model-index.yml',
             'requirements/mmlab.txt', 'requirements/onedl.txt'} <= names
-    assert expected_files() | expected_files('.sh') <= names
+    assert expected_files() | expected_files('.sh') | expected_files('.yml') <= names
 
 
 def test_editable_install_links_to_the_checkout(checkout, tmp_path):
