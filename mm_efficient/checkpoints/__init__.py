@@ -8,12 +8,18 @@ from importlib import import_module
 
 from .conversion import CheckpointError, Conversion, convert_checkpoint
 from .files import convert_file, write_checkpoint
-from .pretrained import load_pretrained, match_pretrained
+from .pretrained import (
+    load_pretrained,
+    load_weights,
+    match_pretrained,
+    match_weights,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
 __all__ = [
     'CheckpointError', 'Conversion', 'convert_checkpoint', 'convert_file',
-    'load_pretrained', 'match_pretrained', 'write_checkpoint'
+    'load_pretrained', 'load_weights', 'match_pretrained', 'match_weights',
+    'write_checkpoint'
 ]

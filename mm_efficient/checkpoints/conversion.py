@@ -189,8 +189,8 @@ def _refuse_our_own(checkpoint):
 def _recognise(checkpoint):
     """Find the family, and in the file the weights that it prefers."""
     found = {
-        '.'.join(path) or 'top level': _strip_wrappers(tensors)
-        for path, tensors in _state_dicts(checkpoint)
+        '.'.join(path) or 'top level': strip_wrappers(tensors)
+        for path, tensors in state_dicts(checkpoint)
     }
     if not found:
         raise CheckpointError(
@@ -221,7 +221,7 @@ def _recognise(checkpoint):
     return min(candidates, key=rank)
 
 
-def _state_dicts(node, path=()):
+def state_dicts(node, path=()):
     """Yield (path, tensors) for each dict with tensors, outermost first."""
     tensors = {key: value for key, value in node.items()
                if isinstance(key, str) and isinstance(value, Tensor)}
@@ -229,10 +229,10 @@ def _state_dicts(node, path=()):
         yield path, tensors
     for key, value in node.items():
         if isinstance(key, str) and isinstance(value, Mapping):
-            yield from _state_dicts(value, (*path, key))
+            yield from state_dicts(value, (*path, key))
 
 
-def _strip_wrappers(tensors):
+def strip_wrappers(tensors):
     """Drop the prefixes that DistributedDataParallel and compile add."""
     return {re.sub(r'^((module|_orig_mod)\.)+', '', key): value
             for key, value in tensors.items()}

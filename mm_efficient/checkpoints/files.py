@@ -34,7 +34,7 @@ def convert_file(source: str) -> Conversion:
     """
     source = str(source)
     source = source[len(SCHEME):] if source.startswith(SCHEME) else source
-    checkpoint = _read(source)
+    checkpoint = read_untrusted(source)
     try:
         return convert_checkpoint(checkpoint)
     except CheckpointError as error:
@@ -76,7 +76,20 @@ def write_checkpoint(checkpoint: dict, path: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read(source):
+def read_untrusted(source):
+    """Read a file without running anything that it contains.
+
+    Args:
+        source (str): Path, http(s) address or anything else that MMEngine's
+            checkpoint loader takes.
+
+    Returns:
+        Any: Its content, on the CPU.
+
+    Raises:
+        CheckpointError: The file cannot be fetched or read.
+        FileNotFoundError: There is no such file.
+    """
     if re.match('https?://', source):
         return _read_online(source)
     if '://' in source:

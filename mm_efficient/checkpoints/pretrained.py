@@ -1,10 +1,12 @@
-"""Loading a backbone's pretrained weights completely or not at all."""
+"""Loading pretrained weights completely or not at all."""
 import re
+from collections.abc import Mapping
 
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from .conversion import CheckpointError, some
+from .conversion import CheckpointError, some, state_dicts, strip_wrappers
+from .files import read_untrusted
 
 
 def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
@@ -107,3 +109,65 @@ def _has_module(backbone, key):
     if name == 'stages' and rest and rest[0].isdigit():
         return int(rest[0]) < len(backbone.stages)
     return name in dict(backbone.named_children())
+
+
+def load_weights(model, source):
+    """Load all weights of any model, such as a teacher, from somebody's file.
+
+    Args:
+        model (nn.Module): Receives the weights.
+        source (str): See :func:`match_weights`.
+
+    Raises:
+        CheckpointError: See :func:`match_weights`.
+    """
+    model.load_state_dict(match_weights(model, source))
+
+
+def match_weights(model, source):
+    """Find in a file the weights that fit a model completely.
+
+    Args:
+        model (nn.Module): What the weights are for, not changed.
+        source (str): File (``.pth``, ``.safetensors``) or address of a state dict,
+            alone or nested under ``model``, ``state_dict``, ... Only tensors and
+            plain data are read.
+
+    Returns:
+        dict[str, Tensor]: The weights.
+
+    Raises:
+        CheckpointError: If the file is missing or cannot be read, or a tensor is
+            missing, left over or has another shape.
+    """
+    try:
+        content = read_untrusted(source)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    expected = model.state_dict()
+    found = [strip_wrappers(tensors) for _, tensors in state_dicts(content)] \
+        if isinstance(content, Mapping) else []
+    if not found:
+        raise CheckpointError(f'{source} holds no tensors; pass a checkpoint file')
+    faults = [_misfits(expected, tensors) for tensors in found]
+    best = min(range(len(found)), key=lambda i: sum(map(len, faults[i].values())))
+    listed = '; '.join(f'{len(names)} tensors {fault}: {some(names, 4)}'
+                       for fault, names in faults[best].items() if names)
+    if listed:
+        raise CheckpointError(f'{source} does not fit {type(model).__name__}; {listed}')
+    weights = found[best]
+    # files of old PyTorch do not have the counters of batch norms
+    return {key: weights.get(key, value) for key, value in expected.items()}
+
+
+def _misfits(expected, tensors):
+    return {
+        'missing': [key for key in expected if key not in tensors
+                    and not key.endswith('num_batches_tracked')],
+        'left over': [key for key in tensors if key not in expected],
+        'of another shape': [
+            f'{key} {tuple(value.shape)} for {tuple(expected[key].shape)}'
+            for key, value in tensors.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }

@@ -32,16 +32,21 @@ class SampleIndex(int):
 
     Args:
         index (int): Index in the data set.
-        entropy (tuple[int]): Seed, rank, epoch and position.
+        entropy (tuple[int], optional): Seed, rank, epoch and position. Defaults to
+            None, the random state is left as it is.
+        resolution (int, optional): Side in pixels of the images of the batch, see
+            :class:`~mm_efficient.engine.ResolutionBatchSampler`.
+            Defaults to None.
     """
 
-    def __new__(cls, index, entropy):
+    def __new__(cls, index, entropy=None, resolution=None):
         self = super().__new__(cls, index)
         self.entropy = entropy
+        self.resolution = resolution
         return self
 
     def __reduce__(self):
-        return SampleIndex, (int(self), self.entropy)
+        return SampleIndex, (int(self), self.entropy, self.resolution)
 
 
 @DATA_SAMPLERS.register_module()
@@ -66,10 +71,14 @@ class SeededSampler(Sampler):
         self.seed = self.sampler.seed if seed is None else seed
         self.skipped = 0
 
+    @property
+    def epoch(self):
+        """The epoch, 0 of samplers without."""
+        return getattr(self.sampler, 'epoch', 0)
+
     def __iter__(self):
-        epoch = getattr(self.sampler, 'epoch', 0)
         for position, index in enumerate(self.sampler, self.skipped):
-            yield SampleIndex(index, (self.seed, get_rank(), epoch, position))
+            yield SampleIndex(index, (self.seed, get_rank(), self.epoch, position))
 
     def __len__(self):
         return len(self.sampler)
@@ -96,13 +105,17 @@ class SeedSample:
     """Seed the random augmentations that follow in the pipeline.
 
     Required keys: ``sample_idx``, a :class:`SampleIndex` made by
-    :class:`SeededSampler`. It becomes a plain integer.
+    :class:`SeededSampler`. It becomes a plain integer. Added keys:
+    ``batch_resolution``, if one was drawn.
     """
 
     def __call__(self, results):
         index = results.get('sample_idx')
         if isinstance(index, SampleIndex):
-            seed_everything(*index.entropy)
+            if index.entropy is not None:
+                seed_everything(*index.entropy)
+            if index.resolution is not None:
+                results['batch_resolution'] = index.resolution
             results['sample_idx'] = int(index)
         return results
 

@@ -1,12 +1,22 @@
-"""Hooks and the set-up that the tools share."""
+"""What training needs beside models and data, and the set-up the tools share."""
+from .averaging import WarmUpEMA
 from .checks import SetupError
+from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .hash_fitting import HashFittingHook
 from .hooks import SeedIterationHook
+from .layer_decay import LayerDecayOptimWrapperConstructor
+from .norm_statistics import ReestimateBNHook
+from .progress import DropPathProgressHook, MESAHook
 from .report import MiniReportHook, PictureHook
+from .resolution import BatchResizedCrop, BatchResolution, ResolutionBatchSampler
+from .schedulers import WarmUpCosineLR
 from .setup import build_runner, dump_predictions, prepare_testing, prepare_training
 
 __all__ = [
-    'HashFittingHook', 'MiniReportHook', 'PictureHook', 'SeedIterationHook',
-    'SetupError', 'build_runner', 'dump_predictions', 'prepare_testing',
+    'AGCOptimWrapper', 'AmpAGCOptimWrapper', 'BatchResizedCrop', 'BatchResolution',
+    'DropPathProgressHook', 'HashFittingHook', 'LayerDecayOptimWrapperConstructor',
+    'MESAHook', 'MiniReportHook', 'PictureHook', 'ReestimateBNHook',
+    'ResolutionBatchSampler', 'SeedIterationHook', 'SetupError', 'WarmUpCosineLR',
+    'WarmUpEMA', 'build_runner', 'dump_predictions', 'prepare_testing',
     'prepare_training'
 ]

@@ -1,8 +1,8 @@
 """Cut any config down to the miniature data sets and two CPU cores.
 
 :func:`apply_mini` changes data, image size, batch and schedule; model, losses
-and evaluation stay those of the config. So do the augmentations, except those
-of classification that are made for hundreds of passes over a million pictures.
+and evaluation stay those of the config. So do the augmentations, except that those
+of classification, made for hundreds of passes over a million pictures, are weaker.
 """
 from pathlib import Path
 
@@ -24,13 +24,19 @@ MAX_PROPOSALS = 200  # that the RPN hands on, per image
 MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 40  # per image
 MAX_DETECTIONS = 20  # per image; the pictures hold five objects at most
 
-# Too strong for a few passes; and crops of a tenth of a picture miss the object.
-STRONG = ('RandAugment', 'AutoAugment', 'RandomErasing')
+# What is too strong for a few passes is weakened, so that it still takes part; and
+# crops of a tenth of a picture miss the object.
+WEAK_AUGMENTATION = dict(
+    RandAugment=dict(num_policies=1, magnitude_level=2),
+    RandomErasing=dict(erase_prob=0.1, max_area_ratio=0.1))
+MIXING_ALPHA = 0.1  # pictures are mixed rarely, or hardly
 CROP_RANGE = (0.5, 1.0)  # share of the picture
+ACCUMULATION = 2  # iterations per update at most
+BN_IMAGES, BN_BATCH = 64, 16  # to estimate statistics from
 
 # Keys of transforms and preprocessors that hold sizes in pixels.
 _SIZE_KEYS = ('scale', 'scales', 'size', 'crop_size', 'img_scale', 'stride',
-              'pad_size')
+              'pad_size', 'resolution', 'resolutions')
 
 
 def apply_mini(cfg, root=MINI_ROOT):
@@ -156,7 +162,9 @@ def _shrink_images(cfg, size):
         return
     nodes = [node for pipeline in pipelines for node in _walk(pipeline)]
     nodes += list(_walk(cfg.model.get('data_preprocessor')))
-    nodes += [cfg.model.get('test_cfg') or {}]
+    nodes += [cfg.model.get('test_cfg') or {},
+              cfg.train_dataloader.get('batch_sampler') or {},
+              *(cfg.get('custom_hooks') or [])]
     seen = set()  # pipelines are often shared between loaders
     for node in nodes:
         if id(node) in seen:
@@ -180,16 +188,14 @@ def _shrink_sampling(model):
 
 
 def _soften_augmentation(cfg):
-    """Take mixing, strong augmentation and small crops from a classifier."""
-    if cfg.model.get('train_cfg'):
-        cfg.model.train_cfg.pop('augments', None)
+    """Weaken mixing and strong augmentation, and forbid small crops."""
+    for augment in (cfg.model.get('train_cfg') or {}).get('augments', []):
+        augment.alpha = min(augment.get('alpha', 1.), MIXING_ALPHA)
     for dataset in leaf_datasets(cfg.train_dataloader.dataset):
-        dataset.pipeline = [
-            transform for transform in dataset.pipeline
-            if transform['type'] not in STRONG
-        ]
         for node in _walk(dataset.pipeline):
-            if node.get('type') == 'RandomResizedCrop':
+            kind = str(node.get('type'))
+            node.update(WEAK_AUGMENTATION.get(kind, {}))
+            if kind in ('RandomResizedCrop', 'BatchResizedCrop'):
                 node['crop_ratio_range'] = CROP_RANGE
 
 
@@ -214,6 +220,9 @@ def _shrink_schedule(cfg, recipe):
     optimizer = cfg.optim_wrapper.optimizer
     if optimizer.type.startswith('Adam'):
         optimizer.lr = recipe['lr']
+    if 'accumulative_counts' in cfg.optim_wrapper:
+        cfg.optim_wrapper.accumulative_counts = min(
+            cfg.optim_wrapper.accumulative_counts, ACCUMULATION)
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=recipe['batch'])
     _shrink_hooks(cfg, max(1, passes // 2) if by_epoch else iters // 2)
 
@@ -235,6 +244,11 @@ def _shrink_hooks(cfg, checkpoint_interval):
     for hook in custom_hooks:
         if hook['type'] == 'EMAHook':  # average over the last iterations
             hook.update(momentum=0.02)
+            if 'warm_up' in hook:
+                hook.update(warm_up=20)
+        if hook['type'] == 'ReestimateBNHook':
+            hook.update(num_samples=BN_IMAGES, batch_size=BN_BATCH,
+                        interval=checkpoint_interval)
     cfg.custom_hooks = custom_hooks + [dict(type='MiniReportHook')]
     if 'log_processor' in cfg:
         cfg.log_processor.window_size = 10

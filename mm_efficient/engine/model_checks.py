@@ -3,6 +3,9 @@
 MMEngine would find most of it too: after it has filled the work dir, read the
 data set and printed the config, and in the words of the layer that fails.
 """
+import os
+import os.path as osp
+
 import torch
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS as ALL_MODELS
@@ -11,10 +14,11 @@ from mmpretrain.registry import MODELS
 
 from ..checkpoints import CheckpointError, match_pretrained
 from ..checkpoints.conversion import some
-from ..models import PyramidBackbone
+from ..models import PyramidBackbone, build_teacher
 from .checks import SetupError, check_checkpoint, is_local
 
 PUBLISHED = 'published://'
+TEACHER_ON_HUB = 'regnety_160.deit_in1k'
 
 
 def check_model(cfg, pretrained=True):
@@ -122,6 +126,39 @@ def _check_pretrained(init_cfg, backbone):
             match_pretrained(backbone, path, cfg.get('prefix'))
         except (CheckpointError, OSError, ImportError) as error:
             raise SetupError(f'model.backbone.init_cfg: {error}') from None
+
+
+def check_teacher(cfg):
+    """Check the model that a config learns from, if there is one.
+
+    Args:
+        cfg (Config): Config of the run.
+
+    Raises:
+        SetupError: If it cannot be built or its weights are missing or do not fit.
+    """
+    teacher = cfg.model.get('teacher')
+    if not teacher:
+        return
+    path = str(teacher.get('checkpoint'))
+    if is_local(path) and not path.startswith('timm/') and not osp.isfile(path):
+        raise SetupError(
+            f'{path} does not exist; the recipe distils from a teacher, '
+            f'{teacher.get("model_name", teacher.type)}, and '
+            'model.teacher.checkpoint is the file of its weights (current folder: '
+            f'{os.getcwd()}).\n'
+            "  - to have timm's fetched from its hub, add --cfg-options "
+            f'model.teacher.checkpoint=timm/{TEACHER_ON_HUB}\n'
+            '  - if you have it elsewhere, model.teacher.checkpoint=FILE\n'
+            '  - for another teacher, model.teacher.model_name=NAME (of timm) too\n'
+            '  - to learn from the labels alone, model.teacher=None')
+    init_default_scope(cfg.default_scope)
+    try:
+        build_teacher(teacher)
+    except (CheckpointError, RuntimeError, TypeError, KeyError, ImportError) as error:
+        raise SetupError(
+            f'model.teacher: {error}. It has to tell as many classes apart as the '
+            'model.') from None
 
 
 def check_weights(cfg, checkpoint, path, complete=True):

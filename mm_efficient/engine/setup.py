@@ -14,7 +14,7 @@ from .checks import SetupError, check_checkpoint, check_data, leaf_datasets
 from .classes import set_num_classes, use_class_folders
 from .distributed import init_distributed
 from .mini import MINI_DATA, apply_mini
-from .model_checks import check_model, check_weights
+from .model_checks import check_model, check_teacher, check_weights
 from .report import DumpSegResults
 
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
@@ -57,9 +57,17 @@ def load_config(path, options=None, mini=False):
         move_data(cfg, options.pop('data_root'))
     if 'num_classes' in options:
         set_num_classes(cfg, options.pop('num_classes'))
+    if mini and not any(key.startswith('model.teacher') for key in options):
+        drop_teacher(cfg)
     cfg.merge_from_dict(options)
     _allow_no_workers(cfg)
     return cfg
+
+
+def drop_teacher(cfg):
+    """Leave the distillation of a config out, if there is any."""
+    if cfg.model.get('teacher'):
+        cfg.model.teacher = None
 
 
 def _allow_no_workers(cfg):
@@ -130,10 +138,11 @@ def use_amp(cfg):
         raise SetupError('--amp needs a GPU, found none: leave it out. (On CPU '
                          'MMEngine offers no mixed precision.)')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise SetupError('--amp works with optim_wrapper.type OptimWrapper, '
+    mixed = {'OptimWrapper': 'AmpOptimWrapper', 'AGCOptimWrapper': 'AmpAGCOptimWrapper'}
+    if kind not in {*mixed, *mixed.values()}:
+        raise SetupError(f'--amp works with optim_wrapper.type {" or ".join(mixed)}, '
                          f'the config sets {kind}.')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.type = mixed.get(kind, kind)
     cfg.optim_wrapper.loss_scale = cfg.optim_wrapper.get(
         'loss_scale', 'dynamic')
 
@@ -249,6 +258,7 @@ def prepare_training(args):
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
     check_model(cfg)
+    check_teacher(cfg)
     if args.resume is not None:
         set_resume(cfg, args.resume)
     elif cfg.get('load_from'):
@@ -281,6 +291,7 @@ def prepare_testing(args):
     """
     cfg = load_config(args.config, args.cfg_options, args.mini)
     set_work_dir(cfg, args.config, args.work_dir)
+    drop_teacher(cfg)
     check_model(cfg, pretrained=False)
     checkpoint = check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
@@ -290,6 +301,9 @@ def prepare_testing(args):
         show_predictions(cfg, args.show, args.show_dir, args.wait_time)
     start(cfg, args.launcher, args.mini)
     check_data(cfg, 'test')
+    if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
+           if hook['type'] == 'ReestimateBNHook'):
+        check_data(cfg, 'train')
     use_class_folders(cfg, ('test', ))
     if checkpoint is not None:
         check_weights(cfg, checkpoint, args.checkpoint)

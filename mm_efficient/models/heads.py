@@ -1,4 +1,5 @@
 """Classification heads of several of the families."""
+import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -10,7 +11,8 @@ class DistilledClsHead(ClsHead):
     """Batch norm, global average and two parallel linear classifiers.
 
     The second classifier is meant for the labels of a teacher, as in
-    SwiftFormer (https://arxiv.org/abs/2303.15446). Without a teacher both
+    SwiftFormer (https://arxiv.org/abs/2303.15446), see
+    :class:`~mm_efficient.models.DistilledClassifier`. Without a teacher both
     learn from the true labels with equal weight. Evaluation averages their
     logits.
 
@@ -59,18 +61,25 @@ class DistilledClsHead(ClsHead):
             return logits, dist_logits
         return (logits + dist_logits) / 2
 
-    def loss(self, feats: tuple[Tensor, ...],
-             data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """Half the loss of each classifier against the true labels.
+    def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample],
+             teacher_labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Half the loss of each classifier.
 
         Args:
             feats (tuple[Tensor]): As for :meth:`forward`.
             data_samples (list[DataSample]): Labels, or scores after Mixup and
                 CutMix.
+            teacher_labels (Tensor, optional): Labels of the second classifier,
+                (B, ), for plain cross entropy. Defaults to None, the same loss
+                as that of the first.
 
         Returns:
             dict[str, Tensor]: ``loss_cls`` and ``loss_dist``.
         """
-        names = ('loss_cls', 'loss_dist')
-        return {name: self._get_loss(logits, data_samples)['loss'] / 2
-                for name, logits in zip(names, self(feats), strict=True)}
+        logits, dist_logits = self(feats)
+        if teacher_labels is None:
+            loss_dist = self._get_loss(dist_logits, data_samples)['loss']
+        else:
+            loss_dist = F.cross_entropy(dist_logits, teacher_labels)
+        return dict(loss_cls=self._get_loss(logits, data_samples)['loss'] / 2,
+                    loss_dist=loss_dist / 2)
