@@ -1,14 +1,7 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_300e_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/soft.py'
 
 model = dict(
-    backbone=dict(
-        type='SOFT', arch='large', normalized=True, out_type='cls_token'),
-    head=dict(in_channels=512))
+    backbone=dict(arch='large', normalized=True), head=dict(in_channels=512))
 
 # 8 GPUs x 32 images, published base lr 3.3e-4 per 1024 images
 train_dataloader = dict(batch_size=32)

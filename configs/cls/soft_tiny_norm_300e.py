@@ -1,11 +1,4 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_300e_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/soft.py'
 
 model = dict(
-    backbone=dict(
-        type='SOFT', arch='tiny', normalized=True, out_type='cls_token'),
-    head=dict(in_channels=512))
+    backbone=dict(arch='tiny', normalized=True), head=dict(in_channels=512))

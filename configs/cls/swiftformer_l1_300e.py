@@ -1,10 +1,5 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_bs256_crop875.py',
-    '../_base_/schedules/imagenet_300e_adamw_swiftformer.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/swiftformer.py'
 
 model = dict(
-    backbone=dict(type='SwiftFormer', arch='l1'),
-    head=dict(type='DistilledClsHead', in_channels=384))
+    backbone=dict(arch='l1'),
+    head=dict(in_channels=384))

@@ -1,10 +1,5 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_bs256_crop875.py',
-    '../_base_/schedules/imagenet_300e_adamw_swiftformer.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/swiftformer.py'
 
 model = dict(
-    backbone=dict(type='SwiftFormer', arch='l3'),
-    head=dict(type='DistilledClsHead', in_channels=512))
+    backbone=dict(arch='l3'),
+    head=dict(in_channels=512))

@@ -1,11 +1,6 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_bs256_crop875.py',
-    '../_base_/schedules/imagenet_300e_adamw_swiftformer.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/swiftformer.py'
 
 model = dict(
-    backbone=dict(type='SwiftFormer', arch='s'),
-    head=dict(type='DistilledClsHead', in_channels=224),
+    backbone=dict(arch='s'),
+    head=dict(in_channels=224),
     train_cfg=None)  # published without Mixup and CutMix

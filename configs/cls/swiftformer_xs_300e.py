@@ -1,11 +1,17 @@
-_base_ = [
-    '../_base_/models/classifier.py',
-    '../_base_/datasets/imagenet_bs256_crop875.py',
-    '../_base_/schedules/imagenet_300e_adamw_swiftformer.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/swiftformer.py'
 
 model = dict(
-    backbone=dict(type='SwiftFormer', arch='xs'),
-    head=dict(type='DistilledClsHead', in_channels=220),
+    backbone=dict(arch='xs'),
+    head=dict(in_channels=220),
     train_cfg=None)  # published without Mixup and CutMix
+
+# published without RandAugment, so that the color jitter of the arguments is active
+train_pipeline = [
+    _base_.load_image,
+    dict(interpolation='bicubic', **_base_.random_resized_crop),
+    _base_.random_flip,
+    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
+    _base_.random_erasing,
+    dict(type='PackInputs')
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

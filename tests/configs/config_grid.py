@@ -27,6 +27,9 @@ class Family(NamedTuple):
     classifier_only: tuple[str, ...] = ()  # tensors that det and seg do not have
     cls: str = '300e'
     fpn: str = 'fpn_80k'
+    # further classifiers: suffix of the variant, method, backbone settings
+    more_cls: tuple[tuple[str, str, dict], ...] = ()
+    warm_up: int = 0  # epochs on top of those in the name
 
 
 FAMILIES = dict(
@@ -42,12 +45,15 @@ FAMILIES = dict(
     SwiftFormer=Family(
         prefix='swiftformer', example='swiftformer_xs', fpn='fpn_40k'),
     EcoFormerPVT=Family(
-        prefix='ecoformer_pvt', example='ecoformer_pvt_b0', cls='30e'),
+        prefix='ecoformer_pvt', example='ecoformer_pvt_b0', cls='30e',
+        more_cls=(('_softmax', '100e', dict(attention='softmax')), )),
     EcoFormerTwins=Family(
-        prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e'),
-    LowFormer=Family(prefix='lowformer', example='lowformer_b0'),
+        prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e',
+        more_cls=(('_softmax', '100e', dict(attention='softmax')), )),
+    LowFormer=Family(prefix='lowformer', example='lowformer_b0', warm_up=20),
     ReduceFormer=Family(
-        prefix='reduceformer', example='reduceformer_b1', pretrain_size=224))
+        prefix='reduceformer', example='reduceformer_b1', pretrain_size=224,
+        more_cls=(('_r256', '300e', {}), ('_r288', '300e', {})), warm_up=20))
 
 
 class Leaf(NamedTuple):
@@ -78,6 +84,10 @@ def expected_leaves():
                                      ('seg', family.fpn)):
                     leaves[f'{task}/{variant}_{method}'] = Leaf(
                         name, variant, arch, settings, task, method)
+            for suffix, method, settings in family.more_cls:
+                variant = f'{family.prefix}_{arch}{suffix}'
+                leaves[f'cls/{variant}_{method}'] = Leaf(
+                    name, variant, arch, settings, 'cls', method)
     return leaves
 
 

@@ -12,35 +12,39 @@ data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 
-random_resized_crop = dict(type='RandomResizedCrop', scale=224, backend='pillow')
-train_pipeline = [
+# The steps of the pipeline, which the recipes put together in their own ways.
+load_image = dict(
     # Pillow tells a broken file from a picture: it is skipped in training.
-    dict(
-        type='LoadImageFromFile',
-        imdecode_backend='pillow',
-        ignore_empty=True),
+    type='LoadImageFromFile',
+    imdecode_backend='pillow',
+    ignore_empty=True)
+random_resized_crop = dict(type='RandomResizedCrop', scale=224, backend='pillow')
+random_flip = dict(type='RandomFlip', prob=0.5, direction='horizontal')
+rand_augment = dict(
+    type='RandAugment',
+    policies='timm_increasing',
+    num_policies=2,
+    total_level=10,
+    magnitude_level=9,
+    magnitude_std=0.5,
+    hparams=dict(
+        pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'))
+random_erasing = dict(
+    type='RandomErasing',
+    erase_prob=0.25,
+    mode='rand',
+    min_area_ratio=0.02,
+    max_area_ratio=1 / 3,
+    fill_color=bgr_mean,
+    fill_std=bgr_std)
+
+train_pipeline = [
+    load_image,
     dict(
         type='RandomChoice',
-        transforms=[[dict(interpolation='bilinear', **random_resized_crop)],
-                    [dict(interpolation='bicubic', **random_resized_crop)]]),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(
-            pad_val=[round(x) for x in bgr_mean], interpolation='bicubic')),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=bgr_mean,
-        fill_std=bgr_std),
+        transforms=[[dict(interpolation=interpolation, **random_resized_crop)]
+                    for interpolation in ('bilinear', 'bicubic')]),
+    random_flip, rand_augment, random_erasing,
     dict(type='PackInputs')
 ]
 test_pipeline = [
@@ -61,6 +65,7 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
+    drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(

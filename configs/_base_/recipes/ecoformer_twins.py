@@ -1,0 +1,23 @@
+# EcoFormer on Twins-SVT: no repeated augmentation, another learning rate, and gradients
+# clipped.
+_base_ = './ecoformer.py'
+
+model = dict(backbone=dict(type='EcoFormerTwins'))
+
+train_dataloader = dict(
+    sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
+
+optim_wrapper = dict(
+    optimizer=dict(lr=2.5e-4 * 256 / 512),
+    # no decay of the position encodings
+    paramwise_cfg=dict(custom_keys=dict(pos_conv=dict(decay_mult=0.0))),
+    clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(
+        type='WarmUpCosineLR',
+        warm_up=5,
+        warm_up_lr=5e-7,
+        T_max=30,
+        eta_min=1e-6,
+        by_epoch=True)
+]

@@ -1,0 +1,3 @@
+_base_ = '../_base_/recipes/ecoformer_softmax.py'
+
+model = dict(backbone=dict(arch='b4'), head=dict(in_channels=512))

@@ -1,0 +1,3 @@
+_base_ = '../_base_/recipes/ecoformer_twins_softmax.py'
+
+model = dict(backbone=dict(arch='s'), head=dict(in_channels=512))
