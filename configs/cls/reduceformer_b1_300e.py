@@ -1,13 +1,7 @@
-_base_ = [
-    '../_base_/models/classifier_efficientvit.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_300e_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/reduceformer.py'
 
 model = dict(
-    backbone=dict(type='ReduceFormer', arch='b1', drop_path_rate=0.05),
+    backbone=dict(arch='b1'),
     head=dict(in_channels=256, hidden_dims=(1536, 1600)))
 
-# 8 GPUs x 128 images, published lr per GPU 2.5e-4
-optim_wrapper = dict(optimizer=dict(lr=8 * 2.5e-4, weight_decay=0.1))
+optim_wrapper = dict(optimizer=dict(lr=8 * 2.5e-4))

@@ -1,13 +1,37 @@
-_base_ = [
-    '../_base_/models/classifier_efficientvit.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_300e_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = '../_base_/recipes/reduceformer.py'
 
 model = dict(
-    backbone=dict(type='ReduceFormer', arch='b3', drop_path_rate=0.1),
-    head=dict(in_channels=512, hidden_dims=(2304, 2560)))
+    backbone=dict(arch='b3'),
+    head=dict(in_channels=512, hidden_dims=(2304, 2560)),
+    train_cfg=dict(augments=[
+        dict(type='Mixup', alpha=0.2),
+        dict(type='CutMix', alpha=0.2)
+    ]))
 
-# 8 GPUs x 128 images, published lr per GPU 4e-4
-optim_wrapper = dict(optimizer=dict(lr=8 * 4e-4, weight_decay=0.1))
+train_pipeline = [
+    *_base_.crop_and_flip,
+    dict(_base_.rand_augment, num_policies=2, magnitude_level=5),
+    _base_.random_erasing,
+    dict(type='PackInputs')
+]
+test_pipeline = [  # the whole short side
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='ResizeEdge',
+        scale=224,
+        edge='short',
+        backend='pillow',
+        interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackInputs')
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(optimizer=dict(lr=8 * 4.0e-4))
+
+custom_hooks = [
+    _base_.average, _base_.norm_statistics,
+    dict(_base_.drop_path, rate=0.1), _base_.mesa
+]

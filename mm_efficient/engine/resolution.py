@@ -9,6 +9,7 @@ from ..datasets import SampleIndex
 
 # Keeps the random numbers of resolutions apart from those of the samples.
 _RESOLUTION_STREAM = 0x73697A65
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 @DATA_SAMPLERS.register_module()
@@ -101,7 +102,7 @@ class BatchResolution:
 
 @TRANSFORMS.register_module()
 class BatchResizedCrop(RandomResizedCrop):
-    """MMPretrain's ``RandomResizedCrop`` to the resolution of the batch.
+    """MMPretrain's ``RandomResizedCrop`` to the resolution of the batch, by Pillow.
 
     Args:
         scale (int): Side in pixels where no resolution was drawn, as when batch norms
@@ -110,21 +111,30 @@ class BatchResizedCrop(RandomResizedCrop):
             Defaults to (0.08, 1.0).
         aspect_ratio_range (tuple[float]): Aspect ratio of the crop.
             Defaults to (3 / 4, 4 / 3).
-        interpolation (str): As of ``RandomResizedCrop``. Defaults to 'bilinear'.
-        backend (str): 'cv2' or 'pillow'. Defaults to 'pillow'.
+        interpolations (Sequence[str]): Of 'nearest', 'bilinear', 'bicubic', 'box',
+            'hamming' and 'lanczos', those of which one is drawn for every image.
+            Defaults to ('bilinear', 'bicubic').
+
+    Raises:
+        ValueError: If Pillow does not have such an interpolation.
     """
 
     def __init__(self, scale, crop_ratio_range=(0.08, 1.0),
-                 aspect_ratio_range=(3 / 4, 4 / 3), interpolation='bilinear',
-                 backend='pillow'):
+                 aspect_ratio_range=(3 / 4, 4 / 3),
+                 interpolations=('bilinear', 'bicubic')):
         super().__init__(
             scale, crop_ratio_range=crop_ratio_range,
-            aspect_ratio_range=aspect_ratio_range, interpolation=interpolation,
-            backend=backend)
+            aspect_ratio_range=aspect_ratio_range, backend='pillow')
+        unknown = set(interpolations) - set(INTERPOLATIONS)
+        if unknown or not interpolations:
+            raise ValueError(f'interpolations must be some of {INTERPOLATIONS}, got '
+                             f'{interpolations}')
         self.default_scale = self.scale
+        self.interpolations = list(interpolations)
 
     def transform(self, results):
         """Crop and resize ``img``."""
         side = results.get('batch_resolution')
         self.scale = self.default_scale if side is None else (side, side)
+        self.interpolation = np.random.choice(self.interpolations)
         return super().transform(results)

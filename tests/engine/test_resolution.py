@@ -82,6 +82,17 @@ def test_crop_has_the_resolution_of_the_batch():
     assert crop(SampleIndex(3, (0, 0, 0, 0), 48), SeedSample()) == (48, 48, 3)
 
 
+def test_interpolation_is_drawn_for_every_image():
+    kinds = set()
+    for _ in range(60):
+        transform = BatchResizedCrop(40, interpolations=['nearest', 'box', 'lanczos'])
+        transform(dict(img=np.zeros((50, 60, 3), np.uint8)))
+        kinds.add(transform.interpolation)
+    assert kinds == {'nearest', 'box', 'lanczos'}
+    with pytest.raises(ValueError, match="hamming', 'lanczos'.*got .'area'"):
+        BatchResizedCrop(40, interpolations=['area'])
+
+
 def test_a_replaced_picture_gets_the_resolution_of_its_batch():
     transform = BatchResolution()
     transform(dict(sample_idx=SampleIndex(3, None, 48)))

@@ -1,0 +1,23 @@
+# The same training, evaluated at 256. Weights from a training that was evaluated at
+# another resolution can be tested too: batch norms are re-estimated on training data.
+_base_ = './reduceformer_b1_300e.py'
+
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='ResizeEdge',
+        scale=270,
+        edge='short',
+        backend='pillow',
+        interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=256),
+    dict(type='PackInputs')
+]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+custom_hooks = [
+    _base_.average,
+    dict(_base_.norm_statistics, resolution=256, test=True),
+    _base_.drop_path
+]
