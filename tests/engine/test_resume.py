@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from mmengine.hooks import Hook
 
@@ -26,9 +27,15 @@ class LossRecorder(Hook):
         self.losses[runner.iter] = float(outputs['loss'])
 
 
-def train(task, folder, workers, resume=None):
+def train(*args, **options):
+    """Losses of a training."""
+    return run(*args, **options)[1]
+
+
+def run(task, folder, workers, resume=None, name=None, **options):
     """Four iterations in two halves, with a checkpoint after the first."""
     options = {
+        **options,
         'train_dataloader.num_workers': workers,
         'train_dataloader.persistent_workers': workers > 0,
         'train_dataloader.batch_size': 2,
@@ -43,13 +50,13 @@ def train(task, folder, workers, resume=None):
         options.update({'train_cfg.max_epochs': 2,
                         'default_hooks.checkpoint.interval': 1})
     runner = build_runner(prepare_training(argparse.Namespace(
-        config=str(CONFIGS / NAMES[task]), work_dir=str(folder), mini=True,
+        config=str(CONFIGS / (name or NAMES[task])), work_dir=str(folder), mini=True,
         resume=resume, amp=False, auto_scale_lr=False, cfg_options=options,
         launcher='none')))
     recorder = LossRecorder()
     runner.register_hook(recorder)
     runner.train()
-    return recorder.losses
+    return runner, recorder.losses
 
 
 @pytest.fixture
@@ -78,6 +85,50 @@ def test_loss_curve(tiny, task, workers):
                                rtol=1e-5)
     # The comparison would be empty if nothing were random or learned.
     assert len({round(loss, 6) for loss in whole.values()}) == 4
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=5)
+    torch.save(model.state_dict(), tmp_path / 'teacher.pth')
+    return {'model.teacher.model_name': 'test_resnet',
+            'model.teacher.checkpoint': str(tmp_path / 'teacher.pth')}
+
+
+def ingredients(runner):
+    """What takes part in a training: losses, and names of classes."""
+    found = {type(hook).__name__ for hook in runner.hooks}
+    found |= {key.removeprefix('train/') for key in runner.message_hub.log_scalars}
+    found |= {type(runner.optim_wrapper).__name__, type(runner.model).__name__}
+    sampler = runner.train_dataloader.batch_sampler
+    found |= {type(sampler).__name__, type(sampler.sampler.sampler).__name__}
+    return found
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('swiftformer_xs_300e', {'DistilledClassifier', 'AGCOptimWrapper', 'EMAHook',
+                             'RepeatAugSampler', 'loss_dist'}),
+    ('ecoformer_pvt_b0_30e', {'HashFittingHook', 'RepeatAugSampler'}),
+    ('lowformer_e2_300e', {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+                           'MESAHook', 'ResolutionBatchSampler', 'loss_mesa'}),
+    ('reduceformer_b1_300e', {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+                              'ResolutionBatchSampler'})])
+def test_recipe_with_everything_it_has(tiny, teacher, name, expected):
+    options = dict(name=f'cls/{name}.py',
+                   **teacher if name.startswith('swiftformer') else {})
+    runner, whole = run('cls', tiny / 'whole', 0, **options)
+    assert expected <= ingredients(runner)
+    assert len({round(loss, 6) for loss in whole.values()}) == 4
+    rest = train('cls', tiny / 'rest', 0, str(tiny / 'whole/epoch_1.pth'), **options)
+    np.testing.assert_allclose([rest[2], rest[3]], [whole[2], whole[3]], rtol=1e-5)
+    ends = [torch.load(tiny / f'{run}/epoch_2.pth', weights_only=False)
+            for run in ('whole', 'rest')]
+    for key in ('state_dict', 'ema_state_dict', 'averaged_norm_statistics'):
+        states = [end.get(key) for end in ends]
+        assert ('EMAHook' in expected or key == 'state_dict'
+                or states == [None, None])
+        if states[0]:
+            torch.testing.assert_close(*map(dict, states), rtol=1e-4, atol=1e-6)
 
 
 def test_samples_follow_from_their_position():
