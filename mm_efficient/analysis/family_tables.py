@@ -7,8 +7,8 @@ from .reported import FAMILIES, Family
 
 BEGIN = '<!-- made by tools/analysis_tools/update_model_index.py: begin -->'
 END = '<!-- made by tools/analysis_tools/update_model_index.py: end -->'
-METHODS = dict(cls='top-1', retinanet='RetinaNet', maskrcnn='Mask R-CNN',
-               upernet='UperNet', fpn='Semantic FPN')
+METHODS = dict(cls='top-1', r256='at 256', r288='at 288', retinanet='RetinaNet',
+               maskrcnn='Mask R-CNN', upernet='UperNet', fpn='Semantic FPN')
 
 
 def insert(readme: str, tables: str) -> str:

@@ -13,7 +13,7 @@ import yaml
 from mmengine.config import Config
 
 from .reported import FAMILIES
-from .zoo import SIZES, complexity, from_config
+from .zoo import complexity, from_config
 
 TASKS = dict(
     cls=('Image Classification', 'ImageNet-1k'),
@@ -44,7 +44,9 @@ class Entry(NamedTuple):
         config (str): Its path from the root of the repository.
         family (str): Name of the family.
         variant (str): Prefix of the config's name.
-        method (str): 'cls', 'retinanet', 'maskrcnn', 'upernet' or 'fpn'.
+        method (str): 'cls', 'retinanet', 'maskrcnn', 'upernet' or 'fpn'. Of further
+            classifiers of a variant what their names add: 'softmax' is EcoFormer's
+            first training, 'r256' an evaluation at another resolution.
     """
     config: str
     family: str
@@ -75,13 +77,15 @@ def grid(root: Path) -> list[Entry]:
     entries = []
     for path in sorted((root / 'configs').glob('[!_]*/*.py')):
         parts = path.stem.rsplit('_', 1 if path.parent.name == 'cls' else 2)
-        if parts[0] not in families:
+        variant, method = parts[0], 'cls' if len(parts) == 2 else parts[1]
+        if variant not in families and method == 'cls':
+            variant, _, method = variant.rpartition('_')
+        if variant not in families:
             raise ValueError(
-                f'{path}: there is no variant {parts[0]!r} in '
+                f'{path}: there is no variant {variant!r} in '
                 'mm_efficient/analysis/reported.py; add it, with what is reported')
-        method = 'cls' if len(parts) == 2 else parts[1]
-        entries.append(Entry(path.relative_to(root).as_posix(), families[parts[0]],
-                             parts[0], method))
+        entries.append(Entry(path.relative_to(root).as_posix(), families[variant],
+                             variant, method))
     tasks = list(TASKS)
     return sorted(entries, key=lambda e: (tasks.index(e.task), order[e.variant]))
 
@@ -106,6 +110,7 @@ def model_name(entry: Entry, cfg: Config) -> str:
     training = f'{cfg.auto_scale_lr.base_batch_size // batch}xb{batch}'
     if entry.task == 'cls':
         training += '' if schedule == '300e' else f'-{schedule}'
+        backbone += '' if entry.method == 'cls' else f'-{entry.method}'
         return f'{backbone}_{training}_in1k'
     return f'{backbone}_{entry.method}_{training}-{schedule}_ade20k-512x512'
 
@@ -165,7 +170,7 @@ def _model(entry: Entry, measured: Mapping[str, int], root: Path) -> dict:
     cfg = Config.fromfile(root / entry.config)
     task, dataset = TASKS[entry.task]
     tasks = [task, *([INSTANCES] if entry.method == 'maskrcnn' else [])]
-    height, width = SIZES[cfg.default_scope]
+    height, width = from_config(cfg, entry.variant).size
     metadata = {'Training Data': dataset, 'Input Size': f'{height}x{width}',
                 **{key: measured[key] for key in MEASURED}}
     family = FAMILIES[entry.family]

@@ -40,7 +40,7 @@ class Family(NamedTuple):
 
 
 def top1(value: float) -> dict:
-    """ImageNet-1K at 224 x 224."""
+    """ImageNet-1K, at 224 x 224 unless the method is another resolution."""
     return {'Top 1 Accuracy': value}
 
 
@@ -188,11 +188,16 @@ REDUCEFORMER = Family(
     venue='CVPR 2024 workshop',
     code='https://github.com/NVIDIA/DL4AGX/tree/master/Models/ReduceFormer',
     licence='Apache-2.0 text, non-commercial according to its README',
-    sources=dict(cls='README of https://github.com/NVIDIA/DL4AGX, Models/ReduceFormer'),
+    sources=dict.fromkeys(
+        ('cls', 'r256', 'r288'),
+        'README of https://github.com/NVIDIA/DL4AGX, Models/ReduceFormer'),
     variants=dict(
-        reduceformer_b1=dict(parameters='9.0M', macs='0.52G', cls=top1(79.3)),
-        reduceformer_b2=dict(parameters='24.5M', macs='1.68G', cls=top1(81.9)),
-        reduceformer_b3=dict(parameters='48.1M', macs='3.87G', cls=top1(83.4))),
+        reduceformer_b1=dict(parameters='9.0M', macs='0.52G', cls=top1(79.3),
+                             r256=top1(80.1), r288=top1(80.6)),
+        reduceformer_b2=dict(parameters='24.5M', macs='1.68G', cls=top1(81.9),
+                             r256=top1(82.6), r288=top1(83.0)),
+        reduceformer_b3=dict(parameters='48.1M', macs='3.87G', cls=top1(83.4),
+                             r256=top1(83.6), r288=top1(84.2))),
     notes=(
         'The reported MACs include norms, activations and biases (up to 3 % more).',
         'The reported parameters and MACs of B2 are not those of its published code, '

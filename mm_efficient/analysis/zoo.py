@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.apis import ModelHub
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..engine.checks import SetupError
@@ -122,7 +123,16 @@ def from_config(cfg: Config, name: str) -> Subject:
         with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # about losses, deprecation
             return MODELS.build(copy.deepcopy(cfg.model))
-    return Subject(name, build, _RUNS[scope], SIZES[scope])
+    return Subject(name, build, _RUNS[scope], _size(cfg))
+
+
+def _size(cfg: Config) -> tuple[int, int]:
+    """Height and width of test images; of classifiers those of the crop."""
+    if cfg.default_scope == 'mmpretrain' and 'test_dataloader' in cfg:
+        for transform in cfg.test_dataloader.dataset.get('pipeline', []):
+            if transform['type'] == 'CenterCrop':
+                return to_2tuple(transform['crop_size'])
+    return SIZES[cfg.default_scope]
 
 
 def complexity(subject: Subject, size: tuple[int, int] | None = None) -> Complexity:

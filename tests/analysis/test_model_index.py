@@ -140,11 +140,12 @@ def test_model_index():
     assert index.check(silent=True) == []
     assert {model.config for model in index.models} == {e.config for e in ENTRIES}
     names = [model.name for model in index.models]
-    assert len(set(names)) == len(names) == 5 * 31
+    assert len(set(names)) == len(names) == 5 * 31 + 6 + 6
     for name in ('soft-small_8xb128_in1k', 'mask-rcnn_soft-small-norm_fpn_1x_coco',
                  'retinanet_lowformer-b15_fpn_1x_coco',
                  'swiftformer-l1_fpn_8xb4-40k_ade20k-512x512',
                  'ecoformer-twins-s_8xb32-30e_in1k',
+                 'ecoformer-twins-s-softmax_8xb32-100e_in1k',
                  'reduceformer-b1_upernet_8xb2-160k_ade20k-512x512'):
         assert name in names
     for model in index.models:
@@ -156,7 +157,7 @@ def test_mmpretrain_builds_classifiers_by_name(monkeypatch):
     monkeypatch.setattr(ModelHub, '_models_dict', {})
     monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)
     ModelHub.register_model_index(ROOT / 'configs/cls/metafile.yml', ROOT)
-    assert len(ModelHub._models_dict) == 31
+    assert len(ModelHub._models_dict) == 31 + 6 + 6
     found = ModelHub.get('soft-small-norm_8xb128_in1k')
     assert found.config.model.backbone == dict(
         type='SOFT', arch='small', normalized=True, out_type='cls_token')
