@@ -310,14 +310,19 @@ class SOFTAttention(nn.Module):
             return self.proj(out)
 
     def _attend(self, query: Tensor, value: Tensor) -> Tensor:
-        landmarks = self._landmarks(query)  # (B, heads, m, d)
+        landmarks, inverse = self._landmarks_and_inverse(query)
+        out = gaussian_attention(self._split_heads(query), landmarks,
+                                 self._split_heads(value), inverse)
+        return out.transpose(1, 2).reshape(query.shape)
+
+    def _landmarks_and_inverse(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, h, w, C) -> (B, heads, m, d) and (B, heads, m, m)."""
+        landmarks = self._landmarks(query)
         inverse = self.inverse(landmark_kernel(landmarks))
         if self.pretrain_grid:
             tokens = query.shape[1] * query.shape[2]
             inverse = inverse * (self.pretrain_grid**2 / tokens)
-        out = gaussian_attention(self._split_heads(query), landmarks,
-                                 self._split_heads(value), inverse)
-        return out.transpose(1, 2).reshape(query.shape)
+        return landmarks, inverse
 
     def _landmarks(self, query: Tensor) -> Tensor:
         """One landmark per r x r tokens, (B, h, w, C) -> (B, heads, m, d)."""
