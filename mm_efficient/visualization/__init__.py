@@ -6,6 +6,7 @@ from .attention import (
     draw_attention,
     short_name,
 )
+from .curves import Run, choose_keys, draw_curves, read_run
 from .features import Level, draw_features, feature_pyramid
 from .figures import FIGURE_SUFFIXES, save_figure
 from .photos import (
@@ -18,8 +19,9 @@ from .photos import (
 )
 
 __all__ = [
-    'AttentionMap', 'FIGURE_SUFFIXES', 'Level', 'SHORT_SIDES', 'attention_layers',
-    'attention_maps', 'check_output', 'draw_attention', 'draw_features',
-    'feature_pyramid', 'find_images', 'load_model', 'model_input', 'read_photo',
+    'AttentionMap', 'FIGURE_SUFFIXES', 'Level', 'Run', 'SHORT_SIDES',
+    'attention_layers', 'attention_maps', 'check_output', 'choose_keys',
+    'draw_attention', 'draw_curves', 'draw_features', 'feature_pyramid',
+    'find_images', 'load_model', 'model_input', 'read_photo', 'read_run',
     'save_figure', 'short_name'
 ]
