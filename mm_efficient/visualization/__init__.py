@@ -7,8 +7,17 @@ from .attention import (
     short_name,
 )
 from .curves import Run, choose_keys, draw_curves, read_run
+from .datasets import (
+    build_dataset,
+    build_visualizer,
+    choose_indices,
+    deliver,
+    draw_dataset,
+    draw_truth,
+)
 from .features import Level, draw_features, feature_pyramid
 from .figures import FIGURE_SUFFIXES, save_figure
+from .inference import Predictor, build_predictor
 from .photos import (
     SHORT_SIDES,
     check_output,
@@ -19,9 +28,10 @@ from .photos import (
 )
 
 __all__ = [
-    'AttentionMap', 'FIGURE_SUFFIXES', 'Level', 'Run', 'SHORT_SIDES',
-    'attention_layers', 'attention_maps', 'check_output', 'choose_keys',
-    'draw_attention', 'draw_curves', 'draw_features', 'feature_pyramid',
-    'find_images', 'load_model', 'model_input', 'read_photo', 'read_run',
-    'save_figure', 'short_name'
+    'AttentionMap', 'FIGURE_SUFFIXES', 'Level', 'Predictor', 'Run', 'SHORT_SIDES',
+    'attention_layers', 'attention_maps', 'build_dataset', 'build_predictor',
+    'build_visualizer', 'check_output', 'choose_indices', 'choose_keys', 'deliver',
+    'draw_attention', 'draw_curves', 'draw_dataset', 'draw_features', 'draw_truth',
+    'feature_pyramid', 'find_images', 'load_model', 'model_input', 'read_photo',
+    'read_run', 'save_figure', 'short_name'
 ]
