@@ -10,7 +10,12 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import DictAction  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.engine import SetupError, build_runner, prepare_training  # noqa: E402
+from mm_efficient.engine import (  # noqa: E402
+    SetupError,
+    build_runner,
+    check_batches,
+    prepare_training,
+)
 
 EXAMPLES = r"""examples:
   a small generated data set, minutes on a laptop:
@@ -79,6 +84,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         runner = build_runner(prepare_training(args))
+        check_batches(runner)
     except SetupError as error:
         sys.exit(f'error: {error}')
     runner.train()

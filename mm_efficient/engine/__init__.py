@@ -1,6 +1,6 @@
 """What training needs beside models and data, and the set-up the tools share."""
 from .averaging import WarmUpEMA
-from .checks import SetupError
+from .checks import SetupError, check_batches
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .hash_fitting import HashFittingHook
 from .hooks import SeedIterationHook
@@ -17,6 +17,6 @@ __all__ = [
     'DropPathProgressHook', 'HashFittingHook', 'LayerDecayOptimWrapperConstructor',
     'MESAHook', 'MiniReportHook', 'PictureHook', 'ReestimateBNHook',
     'ResolutionBatchSampler', 'SeedIterationHook', 'SetupError', 'WarmUpCosineLR',
-    'WarmUpEMA', 'build_runner', 'dump_predictions', 'prepare_testing',
-    'prepare_training'
+    'WarmUpEMA', 'build_runner', 'check_batches', 'dump_predictions',
+    'prepare_testing', 'prepare_training'
 ]

@@ -87,6 +87,25 @@ def check_data(cfg, part):
     _check_evaluators(cfg, part)
 
 
+def check_batches(runner):
+    """Check that an epoch of a training has at least one batch.
+
+    Args:
+        runner (Runner): The runner; its data loader is built.
+
+    Raises:
+        SetupError: If there are fewer images than a batch needs.
+    """
+    loader = runner.train_dataloader
+    if len(loader) == 0:
+        batch = runner.cfg.train_dataloader.get('batch_size')
+        raise SetupError(
+            f'{len(loader.dataset)} training images are fewer than a batch, {batch} in '
+            f'each of {runner.world_size} processes, and incomplete batches are left '
+            'out (drop_last). Add --cfg-options train_dataloader.batch_size=N with '
+            'fewer.')
+
+
 def _class_names(dataset):
     """Class names of a data set config of a ``CocoDataset`` or the like."""
     from mmdet.datasets import CocoDataset

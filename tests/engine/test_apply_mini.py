@@ -110,3 +110,26 @@ def test_a_repeated_run_repeats_its_numbers():
     cfg = load(CONFIGS / OURS[0])
     cfg.randomness = dict(seed=3)
     assert apply_mini(cfg).randomness.seed == 3
+
+
+def test_what_a_recipe_has_takes_part_in_miniature():
+    cfg = apply_mini(load(CONFIGS / 'cls/lowformer_b3_300e.py'))
+    assert [augment.alpha for augment in cfg.model.train_cfg.augments] == [0.1, 0.1]
+    kinds = [step.type for step in cfg.train_dataloader.dataset.pipeline]
+    assert {'BatchResolution', 'RandAugment', 'RandomErasing'} <= set(kinds)
+    assert cfg.train_dataloader.batch_sampler.resolutions == [37, 46, 55, 64]
+    hooks = {hook.type: hook for hook in cfg.custom_hooks}
+    assert {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+            'MESAHook'} <= set(hooks)
+    assert hooks['ReestimateBNHook'].resolution == 64
+    assert hooks['EMAHook'].warm_up < 100
+    assert cfg.optim_wrapper.accumulative_counts == 2
+
+
+def test_augmentations_are_weaker_in_miniature():
+    cfg = load(CONFIGS / 'cls/swiftformer_l3_300e.py')
+    steps = {step.type: step for step in
+             apply_mini(cfg).train_dataloader.dataset.pipeline}
+    assert steps['RandAugment'].magnitude_level == 2
+    assert steps['RandomErasing'].erase_prob == 0.1
+    assert steps['RandomResizedCrop'].crop_ratio_range == (0.5, 1.0)

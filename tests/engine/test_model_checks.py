@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 
 from mm_efficient.engine import SetupError
-from mm_efficient.engine.model_checks import check_model
+from mm_efficient.engine.model_checks import check_model, check_teacher
+from mm_efficient.engine.setup import load_config
 from mm_efficient.models import SOFT
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -75,3 +77,46 @@ def test_weights_that_fit(tmp_path):
     torch.save(SOFT('tiny').state_dict(), path)
     check_model(load(DET, **{'backbone.init_cfg': dict(
         type='Pretrained', checkpoint=path)}))
+
+
+SWIFTFORMER = 'cls/swiftformer_xs_300e.py'
+
+
+def test_a_missing_teacher_says_what_to_do():
+    with pytest.raises(SetupError) as error:
+        check_teacher(load(SWIFTFORMER))
+    for part in ('data/teachers/regnety_160.pth does not exist', 'regnety_160',
+                 'model.teacher.checkpoint=timm/regnety_160.deit_in1k',
+                 'model.teacher=None'):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({}, None), ({'num_classes': 7}, r'fc.weight \(5, .*as many classes'),
+    ({'model_name': 'nonsense'}, 'nonsense')])
+def test_a_teacher_has_to_fit(tmp_path, changes, message):
+    path = tmp_path / 'teacher.pth'
+    torch.save(timm.create_model('test_resnet', num_classes=5).state_dict(), path)
+    teacher = {'model_name': 'test_resnet', 'num_classes': 5, **changes,
+               'checkpoint': str(path)}
+    cfg = load(SWIFTFORMER, **{f'teacher.{k}': v for k, v in teacher.items()})
+    if message is None:
+        check_teacher(cfg)
+        return
+    with pytest.raises(SetupError, match=f'model.teacher: .*{message}'):
+        check_teacher(cfg)
+
+
+def test_without_distillation_there_is_nothing_to_check():
+    check_teacher(load(SWIFTFORMER, teacher=None))
+    check_teacher(load(CLS))
+
+
+@pytest.mark.parametrize('options, kept', [
+    ({}, False), ({'model.teacher.checkpoint': 'teacher.pth'}, True)])
+def test_mini_distils_if_a_teacher_is_named(options, kept):
+    cfg = load_config(str(CONFIGS / SWIFTFORMER), options, mini=True)
+    assert bool(cfg.model.teacher) == kept
+    if kept:
+        assert cfg.model.teacher.num_classes == cfg.model.head.num_classes == 5
+        assert cfg.model.teacher.checkpoint == 'teacher.pth'
