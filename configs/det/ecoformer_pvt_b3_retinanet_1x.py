@@ -1,3 +1,4 @@
+# The authors of EcoFormer released no detection settings: these are PVT's.
 _base_ = [
     '../_base_/models/retinanet_fpn.py',
     '../_base_/datasets/coco_detection.py',

@@ -1,3 +1,4 @@
+# SwiftFormer was published without RetinaNet: the settings are PVT's.
 _base_ = [
     '../_base_/models/retinanet_fpn.py',
     '../_base_/datasets/coco_detection.py',

@@ -1,3 +1,4 @@
+# The settings of the paper, of which no code was released.
 _base_ = [
     '../_base_/models/mask-rcnn_fpn.py',
     '../_base_/datasets/coco_instance.py',

@@ -1,3 +1,4 @@
+# The authors of LowFormer released no segmentation settings: these are Swin's.
 _base_ = [
     '../_base_/models/upernet.py',
     '../_base_/datasets/ade20k_bs2.py',

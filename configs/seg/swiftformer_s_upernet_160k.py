@@ -1,3 +1,4 @@
+# SwiftFormer was published without UperNet: the settings are Swin's.
 _base_ = [
     '../_base_/models/upernet.py',
     '../_base_/datasets/ade20k_bs2.py',

@@ -1,5 +1,5 @@
-# ADE20K, 160k iterations, AdamW, as Swin trains UperNet. The authors of SOFT,
-# LowFormer and EcoFormer released no segmentation settings; these stand in for them.
+# ADE20K, 160k iterations, AdamW, as Swin trains UperNet. None of the authors of the
+# five families released such settings; these stand in for them.
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 val_cfg = dict(type='ValLoop')

@@ -1,5 +1,6 @@
 # ADE20K, 80k iterations, AdamW, as PVT and Twins train Semantic FPN. The authors of
-# SOFT, LowFormer and EcoFormer released no such settings; these stand in for them.
+# SOFT, LowFormer, EcoFormer and ReduceFormer released no such settings; these stand in
+# for them.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=80000, val_interval=8000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

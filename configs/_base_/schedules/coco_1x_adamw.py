@@ -1,6 +1,6 @@
 # COCO 1x (12 epochs) with AdamW, as PVT trains Mask R-CNN (EfficientFormer and
-# PoolFormer too). The authors of SOFT, LowFormer and EcoFormer released no
-# detection settings; these stand in for them.
+# PoolFormer too). The authors of SOFT, LowFormer, EcoFormer and ReduceFormer released
+# no detection settings; these stand in for them.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
