@@ -23,6 +23,6 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=800)
 
 custom_hooks = [
-    _base_.average, _base_.norm_statistics,
+    _base_.accumulation, _base_.average, _base_.norm_statistics,
     dict(_base_.drop_path, rate=0.1)
 ]

@@ -24,6 +24,6 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=400)
 
 custom_hooks = [
-    _base_.average, _base_.norm_statistics,
+    _base_.accumulation, _base_.average, _base_.norm_statistics,
     dict(_base_.drop_path, rate=0.1, skip=1), _base_.mesa
 ]

@@ -1,4 +1,4 @@
-# The authors of ReduceFormer released no segmentation settings: these are PVT's and Twins'.
+# The authors of ReduceFormer released no segmentation settings: these are PVT's.
 _base_ = [
     '../_base_/models/fpn.py',
     '../_base_/datasets/ade20k.py',

@@ -3,7 +3,7 @@ from .averaging import WarmUpEMA
 from .checks import SetupError, check_batches
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .hash_fitting import HashFittingHook
-from .hooks import SeedIterationHook
+from .hooks import AccumulationRestartHook, SeedIterationHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .norm_statistics import ReestimateBNHook
 from .progress import DropPathProgressHook, MESAHook
@@ -13,10 +13,11 @@ from .schedulers import WarmUpCosineLR
 from .setup import build_runner, dump_predictions, prepare_testing, prepare_training
 
 __all__ = [
-    'AGCOptimWrapper', 'AmpAGCOptimWrapper', 'BatchResizedCrop', 'BatchResolution',
-    'DropPathProgressHook', 'HashFittingHook', 'LayerDecayOptimWrapperConstructor',
-    'MESAHook', 'MiniReportHook', 'PictureHook', 'ReestimateBNHook',
-    'ResolutionBatchSampler', 'SeedIterationHook', 'SetupError', 'WarmUpCosineLR',
-    'WarmUpEMA', 'build_runner', 'check_batches', 'dump_predictions',
-    'prepare_testing', 'prepare_training'
+    'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
+    'BatchResizedCrop', 'BatchResolution', 'DropPathProgressHook',
+    'HashFittingHook', 'LayerDecayOptimWrapperConstructor', 'MESAHook',
+    'MiniReportHook', 'PictureHook', 'ReestimateBNHook', 'ResolutionBatchSampler',
+    'SeedIterationHook', 'SetupError', 'WarmUpCosineLR', 'WarmUpEMA',
+    'build_runner', 'check_batches', 'dump_predictions', 'prepare_testing',
+    'prepare_training'
 ]

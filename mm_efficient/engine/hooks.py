@@ -23,3 +23,22 @@ class SeedIterationHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         """Seed Python, NumPy and PyTorch for the coming iteration."""
         seed_everything(_MODEL_STREAM, runner.seed, get_rank(), runner.iter)
+
+
+@HOOKS.register_module()
+class AccumulationRestartHook(Hook):
+    """Begin every epoch with a new accumulation of gradients.
+
+    Gradients of iterations that are left over at the end of an epoch are dropped, so
+    that an epoch does not depend on the one before, and a training resumed from its
+    checkpoint goes on as if uninterrupted: checkpoints hold no gradients. For
+    ``optim_wrapper=dict(accumulative_counts=...)``.
+    """
+
+    def before_train_epoch(self, runner):
+        """Drop what is left, and count anew."""
+        wrapper = runner.optim_wrapper
+        wrapper.zero_grad()
+        # Not by initialize_count_status, which warns of batch norms every time
+        wrapper._inner_count = 0
+        wrapper._max_counts = -1  # no early update at the end of the training

@@ -80,6 +80,7 @@ def test_hooks(variant):
     hooks = {hook.type: hook for hook in load(name(variant)).custom_hooks}
     row = PUBLISHED[variant]
     assert ('MESAHook' in hooks) == row['mesa']
+    assert ('AccumulationRestartHook' in hooks) == (row['accumulation'] > 1)
     drop_path = hooks['DropPathProgressHook']
     assert (drop_path.rate, drop_path.get('skip', 0)) == row['drop_path']
     assert hooks['ReestimateBNHook'] == dict(

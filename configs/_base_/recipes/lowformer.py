@@ -1,7 +1,7 @@
 # How LowFormer was trained. Learning rates are published per GPU, the number of GPUs is
 # not: these are for 8, and --auto-scale-lr adapts them. Gradients of several iterations
 # are averaged here and summed in the original: a leaf with accumulation clips at a
-# fraction of 2.
+# fraction of 2, and has `accumulation` among its hooks.
 _base_ = './efficientvit.py'
 
 model = dict(backbone=dict(type='LowFormer'))
@@ -15,6 +15,7 @@ optim_wrapper = dict(
         'mlp.body.0.weight': dict(decay_mult=1.0)
     }))
 
+accumulation = dict(type='AccumulationRestartHook')
 drop_path = dict(order=['local', 'attn', 'mlp'])
 custom_hooks = [
     _base_.average, _base_.norm_statistics,
