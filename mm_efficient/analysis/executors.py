@@ -1,0 +1,300 @@
+"""Ways to run a model: what is behind a mode like ``channels_last+compile``.
+
+A mode is one of
+
+- ``eager``: PyTorch, operator by operator;
+- ``compile``: `torch.compile`;
+- ``torchscript``: traced, frozen and optimised for inference, the published way;
+- ``onnxruntime``: ONNX Runtime, on the file of PyTorch's exporter;
+
+alone or behind changes to the model that are joined with ``+``:
+
+- ``channels_last``: weights and images in that layout.
+
+fp16 and bf16 are automatic mixed precision, as OpenMMLab tests with it, within the
+model: the same for every model, also for those that hold parts in float32.
+"""
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine.checks import SetupError
+from ..models import PyramidBackbone
+from .timing import Case, cuda_clock, wall_clock
+from .zoo import find_model
+
+EXECUTORS = ('eager', 'compile', 'torchscript', 'onnxruntime')
+CHANGES = ('channels_last', )
+DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
+FIT_SIZE = 96  # side of the random images hash functions are fitted to
+
+
+@dataclass
+class Executable:
+    """A model that is ready to be timed.
+
+    Args:
+        run (Callable): One pass; gives tensors.
+        clock (Callable): Times a call.
+        weights (int): Bytes of its weights.
+        traced (bool): Whether its memory is PyTorch's, and can be measured.
+    """
+    run: Callable[[], list[Tensor]]
+    clock: Callable[[Callable], float]
+    weights: int
+    traced: bool = True
+
+
+class Forward(nn.Module):
+    """A model as one module from images to a tuple of tensors.
+
+    Args:
+        model (nn.Module): The model.
+        run (Callable): Calls it with images.
+        dtype (torch.dtype, optional): Of mixed precision. Defaults to None, without.
+    """
+
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Tensor], Any],
+                 dtype: torch.dtype | None = None):
+        super().__init__()
+        self.model = model
+        self.run = run
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> all tensors of the output."""
+        if self.dtype is None:
+            return tuple(_tensors(self.run(self.model, x)))
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=False):
+            return tuple(_tensors(self.run(self.model, x)))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def check_mode(mode: str):
+    """Check the name of a mode.
+
+    Args:
+        mode (str): Changes and an executor, joined with ``+``.
+
+    Raises:
+        SetupError: If it is unknown or cannot be had here.
+    """
+    changes, executor = _parse(mode)
+    unknown = [name for name in changes if name not in CHANGES]
+    if executor not in EXECUTORS or unknown or (
+            executor == 'onnxruntime' and 'channels_last' in changes):
+        raise SetupError(
+            f'unknown mode {mode!r}; expected one of {", ".join(EXECUTORS)}, or behind '
+            f'{" or ".join(CHANGES)}, as in channels_last+compile. (ONNX Runtime '
+            'chooses the layout itself.)')
+    if executor == 'onnxruntime':
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise SetupError(f'mode {mode} needs a package that is not installed: '
+                             f'{error}. pip install onnx onnxscript onnxruntime, or '
+                             'onnxruntime-gpu.') from None
+
+
+def _parse(mode: str) -> tuple[list[str], str]:
+    names = mode.split('+')
+    executor = 'eager' if names[-1] in CHANGES else names.pop()
+    return names, executor
+
+
+def build(name: str, device: str, backbone: bool = False) -> Forward:
+    """A model with random weights.
+
+    Args:
+        name (str): See :func:`~.zoo.find_model`.
+        device (str): Where to put it.
+        backbone (bool): Whether to take the backbone alone; of a model of timm all but
+            its head. Defaults to False.
+
+    Returns:
+        Forward: In eval mode.
+
+    Raises:
+        SetupError: If there is no such model, or it cannot be timed.
+    """
+    subject = find_model(name)
+    torch.manual_seed(0)
+    model, run = subject.build(), subject.run
+    if backbone:
+        if hasattr(model, 'backbone'):
+            model, run = model.backbone, _call
+        elif hasattr(model, 'forward_features'):
+            run = _features
+        else:
+            raise SetupError(f'{name} has no backbone that could be timed alone.')
+    elif hasattr(model, 'roi_head'):
+        raise SetupError(
+            f'{name} has two stages: what the second does depends on the image. Time '
+            'its backbone with --backbone, or the tested model with tools/test.py.')
+    for module in model.modules():
+        if isinstance(module, PyramidBackbone) and not module.is_fitted:
+            module.fit(torch.randn(2, module.in_channels, FIT_SIZE, FIT_SIZE))
+    return Forward(model.requires_grad_(False).to(device).eval(), run)
+
+
+def _call(model: nn.Module, x: Tensor) -> Any:
+    return model(x)
+
+
+def _features(model: nn.Module, x: Tensor) -> Any:
+    return model.forward_features(x)
+
+
+def prepare(model: Forward, case: Case, x: Tensor) -> Executable:
+    """Make a model ready to be run in a mode.
+
+    Args:
+        model (Forward): From :func:`build`; not changed.
+        case (Case): Mode and precision.
+        x (Tensor): The images, on the device.
+
+    Returns:
+        Executable: Calls the model with them.
+
+    Raises:
+        SetupError: If the mode cannot run this model.
+    """
+    changes, executor = _parse(case.mode)
+    module = Forward(model.model, model.run, DTYPES[case.dtype]).eval()
+    clock = cuda_clock if x.is_cuda else wall_clock
+    if 'channels_last' in changes:
+        module = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of tracers
+            if executor == 'onnxruntime':
+                return Executable(_onnx(module, case, x), wall_clock, weights, False)
+            if executor == 'compile':
+                module = torch.compile(module, dynamic=False)
+            elif executor == 'torchscript':
+                module = torch.jit.trace(module, x, check_trace=False)
+                module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
+    except SetupError:
+        raise
+    except Exception as error:  # of any compiler
+        reason = (str(error).strip().splitlines() or [''])[0]
+        raise SetupError(f'{case.model} cannot be run as {case.mode}: '
+                         f'{type(error).__name__}: {reason}') from error
+
+    def run():
+        with torch.inference_mode():
+            return module(x)
+    return Executable(run, clock, weights)
+
+
+def _onnx(module: Forward, case: Case, x: Tensor) -> Callable[[], list[Tensor]]:
+    """A session on the exported model, its images bound on the device."""
+    import onnxruntime
+    if case.dtype != 'fp32':
+        raise SetupError(f'mode {case.mode} runs fp32 only, asked for {case.dtype}.')
+    provider = 'CUDAExecutionProvider' if x.is_cuda else 'CPUExecutionProvider'
+    if provider not in onnxruntime.get_available_providers():
+        raise SetupError(f'ONNX Runtime has no {provider} here: pip install '
+                         'onnxruntime-gpu instead of onnxruntime.')
+    with contextlib.redirect_stdout(io.StringIO()):  # the exporter talks
+        program = torch.onnx.export(module, (x, ), dynamo=True, verbose=False)
+    file = io.BytesIO()
+    program.save(file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    graph = {'enable_cuda_graph': '1'} if x.is_cuda else {}
+    session = onnxruntime.InferenceSession(file.getvalue(), options,
+                                           providers=[(provider, graph)])
+    x = x.contiguous()
+    outputs = [torch.empty_like(y, memory_format=torch.contiguous_format)
+               for y in module(x)]
+    binding = session.io_binding()
+    for bind, node, tensor in [
+            (binding.bind_input, session.get_inputs()[0], x),
+            *((binding.bind_output, node, tensor)
+              for node, tensor in zip(session.get_outputs(), outputs))]:
+        bind(node.name, tensor.device.type, tensor.device.index or 0, np.float32,
+             tuple(tensor.shape), tensor.data_ptr())
+
+    def run():
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return outputs
+    return run
+
+
+def deviation(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """How far outputs are from those of a reference.
+
+    Args:
+        outputs (Sequence[Tensor]): Tensors.
+        reference (Sequence[Tensor]): As many, of the same shapes.
+
+    Returns:
+        float: The largest difference of an output, over the largest magnitude of its
+        reference.
+    """
+    return max(((y.float() - z.float()).abs().max() / z.float().abs().max()).item()
+               for y, z in zip(outputs, reference))
+
+
+def peak_memory(executable: Executable, device: str) -> float | None:
+    """Most memory that the tensors of a pass take, and the weights.
+
+    Of other models in the process nothing is counted, neither are the operators'
+    scratch memory on a CPU, and what an allocator keeps.
+
+    Args:
+        executable (Executable): Warmed up.
+        device (str): Where it runs.
+
+    Returns:
+        float: MiB; None if another library runs it.
+    """
+    if not executable.traced:
+        return None
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        executable.run()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = _cpu_peak(executable.run)
+    return (peak + executable.weights) / 2**20
+
+
+def _cpu_peak(run: Callable[[], Any]) -> int:
+    """Bytes, from what the profiler notes of every allocation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with torch.profiler.profile(profile_memory=True, activities=[
+                torch.profiler.ProfilerActivity.CPU]) as profiler:
+            kept = run()
+    events = [event for event in profiler.profiler.kineto_results.events()
+              if event.name() == '[memory]']
+    start = 'start_ns' if events and hasattr(events[0], 'start_ns') else 'start_us'
+    now = peak = 0
+    for event in sorted(events, key=lambda event: getattr(event, start)()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    del kept
+    return peak

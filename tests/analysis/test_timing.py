@@ -1,0 +1,252 @@
+import csv
+import functools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from mm_efficient.analysis import benchmark, executors
+from mm_efficient.analysis.benchmark import (
+    Plan,
+    check_plan,
+    draw_rows,
+    make_cases,
+    make_rows,
+    reported_top1,
+    run,
+    steps,
+    write_rows,
+)
+from mm_efficient.analysis.executors import Executable, Forward, build, prepare
+from mm_efficient.analysis.timing import Case, Timing, take_turns, wall_clock
+from mm_efficient.engine import SetupError
+
+CONFIG = """
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='{family}', out_indices=(0, 1, 2, 3), arch={arch}))
+train_dataloader = test_dataloader = dict()
+"""
+SWIFT = "dict(embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1])"
+ECO = ('dict(embed_dims=[8, 16, 40, 64], num_heads=[1, 2, 5, 8], depths=[1, 1, 1, 1], '
+       'mlp_ratios=[1, 1, 1, 1])')
+
+
+@pytest.fixture
+def swift(tmp_path, monkeypatch):
+    """Name of a tiny model; its levels are the output."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    (tmp_path / 'swift.py').write_text(CONFIG.format(family='SwiftFormer', arch=SWIFT))
+    (tmp_path / 'eco.py').write_text(CONFIG.format(family='EcoFormerPVT', arch=ECO))
+    yield 'swift.py'
+    torch.set_num_threads(threads)
+
+
+class FakeClock:
+    """Tells the seconds that a call returns, and notes the order of calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, call):
+        name, seconds = call()
+        self.calls.append(name)
+        return seconds
+
+
+def test_models_take_turns():
+    clock = FakeClock()
+    turns = []
+    slow, fast = lambda: ('slow', 2.), lambda: ('fast', 1.)
+    found = take_turns([slow, fast], [clock] * 2, iterations=5, rounds=2,
+                       max_seconds=100, before=lambda: turns.append(len(clock.calls)))
+    assert found == [[[2.] * 2, [2.] * 3], [[1.] * 2, [1.] * 3]]
+    # One more pass at the start of every turn, which does not count
+    assert ' '.join(clock.calls) == ' '.join(
+        3 * ['slow'] + 3 * ['fast'] + 4 * ['slow'] + 4 * ['fast'])
+    assert turns == [0, 3, 6, 10]
+
+
+def test_turns_end_early():
+    clock = FakeClock()
+    runs = [lambda: ('a', 3.), lambda: ('b', 0.5)]
+    found = take_turns(runs, [clock] * 2, 100, 2, max_seconds=4, before=lambda: None)
+    assert [[len(samples) for samples in each] for each in found] == [[1, 1], [4, 4]]
+    few = take_turns(runs, [clock] * 2, 3, 10, max_seconds=4, before=lambda: None)
+    assert [len(rounds) for rounds in few] == [3, 3]
+
+
+@pytest.fixture
+def timings():
+    """Two jobs, two rounds; the second model takes half to twice the time."""
+    return [
+        Timing(Case('a', batch=4), [[[1., 1., 4.], [2.]], [[3.], [3., 5.]]], 100., 0.),
+        Timing(Case('b', batch=4), [[[2., 2., 2.], [2.]], [[1.5], [8.]]], 50., 1e-6)]
+
+
+def test_statistics(timings):
+    first, second = timings
+    # Medians of the jobs: of 1 1 2 4 and of 3 3 5; means: 2 and 11 / 3
+    assert first.median == (1.5 + 3) / 2 and first.mean == pytest.approx(17 / 6)
+    assert first.throughput == pytest.approx(2 * 4 / 2.25) and first.passes == 4
+    # Ratios of the medians of the rounds: 2, 1, 0.5 and 8 / 4
+    assert second.ratios(first) == (1.5, 0.5, 2.)
+    assert first.ratios(first) == (1., 1., 1.)
+
+
+def test_rows(timings, tmp_path):
+    plan = Plan(tuple(timing.case for timing in timings), jobs=2)
+    first, second = make_rows(plan, timings, {'b': 80.})
+    assert first['median_ms'] == 2250. and first['ms_per_image'] == 562.5
+    assert first['images_per_s'] == pytest.approx(8 / 2.25)
+    assert (second['ratio'], second['ratio_min'], second['ratio_max']) == (1.5, 0.5, 2.)
+    assert first['top1_reported'] is None and second['top1_reported'] == 80.
+    other = Timing(Case('a', batch=1), [[[1.], [1.]]] * 2)
+    assert make_rows(plan, [*timings, other])[2]['ratio'] == 1.  # of its own group
+    baseline = make_rows(Plan(plan.cases, baseline='b'), timings)
+    assert [row['ratio'] for row in baseline] == [pytest.approx(0.75), 1.]
+
+    write_rows(tmp_path / 'r.json', [first, second], plan)
+    content = json.loads((tmp_path / 'r.json').read_text())
+    assert content['results'] == [first, second]
+    assert content['settings']['jobs'] == 2 and content['settings']['hardware']
+    write_rows(tmp_path / 'r.csv', [first, second], plan)
+    with open(tmp_path / 'r.csv', newline='') as file:
+        read = list(csv.DictReader(file))
+    assert float(read[1]['median_ms']) == second['median_ms']
+    assert read[0]['top1_reported'] == ''
+    assert len(list(tmp_path.iterdir())) == 2
+
+    axes, = draw_rows([first, second], plan).axes
+    assert axes.collections[0].get_offsets().tolist() == [
+        [second['ms_per_image'], 80.]]
+    assert axes.texts[0].get_text() == 'b'
+
+
+def test_reported_accuracy():
+    assert reported_top1('resnet50_8xb32_in1k') == 76.55
+    assert reported_top1('timm/resnet50') is None
+
+
+def test_what_cannot_be_measured(swift):
+    def check(model=swift, mode='eager', dtype='fp32', **settings):
+        check_plan(Plan(make_cases([model], [mode], [dtype], [1], [(64, 64)]),
+                        **settings))
+
+    check(mode='channels_last+compile')
+    for settings, message in (
+            (dict(model='resnet5'), 'there is no model .resnet5.'),
+            (dict(mode='fast'), "unknown mode 'fast'"),
+            (dict(mode='compile+eager'), "unknown mode 'compile.eager'"),
+            (dict(mode='channels_last+onnxruntime'), 'chooses the layout itself'),
+            (dict(mode='onnxruntime', dtype='bf16'), 'fp32 only'),
+            (dict(dtype='fp8'), "unknown precision 'fp8'"),
+            (dict(baseline='b'), 'baseline b is not among'),
+            (dict(device='cuda:99'), 'device cuda:99 cannot be used')):
+        with pytest.raises(SetupError, match=message):
+            check(**settings)
+    with pytest.raises(SetupError, match='has two stages'):
+        build('swiftformer_xs_maskrcnn_1x', 'cpu')
+
+
+def test_modes_compute_the_same(swift, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', functools.partial(
+        torch.compile, backend='aot_eager'))  # compiling takes long
+    modes = ('eager', 'channels_last', 'compile', 'torchscript', 'onnxruntime',
+             'channels_last+torchscript')
+    for mode in modes:
+        executors.check_mode(mode)
+    plan = Plan((*make_cases([swift], modes, ['fp32'], [2], [(64, 96)]),
+                 Case(swift, 'eager', 'bf16', 2, (64, 96))),
+                iterations=2, warmup=1, rounds=2)
+    told = []
+    found = run(plan, told.append)
+    assert len(told) == steps(plan) == len(plan.cases) * 3
+    assert told[0] == 'swift.py: preparing eager, fp32, 2 x 64 x 96'
+    assert [timing.case for timing in found] == list(plan.cases)
+    for timing in found:
+        assert timing.passes == 2 and timing.median > 0
+        exact = timing.case.dtype == 'fp32'
+        assert timing.deviation < 1e-5 if exact else 1e-5 < timing.deviation < 0.1
+        assert (timing.peak_mib is None) == (timing.case.mode == 'onnxruntime')
+    assert found[0].deviation == 0
+
+
+def test_modes_run_what_they_say(swift):
+    model = build(swift, 'cpu')
+    x = torch.randn(1, 3, 64, 64)
+    assert [tuple(y.shape[1:]) for y in model(x)] == [
+        (8, 16, 16), (8, 8, 8), (16, 4, 4), (16, 2, 2)]
+    with pytest.raises(SetupError, match='swift.py cannot be run as torchscript: '):
+        model.run = lambda model, x: 1 / 0
+        prepare(model, Case(swift, 'torchscript'), x)
+
+
+def test_backbones_and_unfitted_models(swift):
+    level = build('eco.py', 'cpu', backbone=True)(torch.randn(1, 3, 64, 64))[0]
+    assert level.shape == (1, 8, 16, 16) and level.isfinite().all()
+    x = torch.randn(1, 3, 64, 64)
+    assert build('timm/mobilenetv3_small_050', 'cpu', True)(x)[0].shape[2:] == (2, 2)
+    assert build('timm/mobilenetv3_small_050', 'cpu')(x)[0].shape == (1, 1000)
+
+
+def test_memory():
+    layers = nn.Sequential(nn.Linear(1000, 5000, bias=False), nn.ReLU(),
+                           nn.Linear(5000, 10, bias=False))
+    x = torch.randn(256, 1000)
+    weights = 5000 * 1010 * 4
+    with torch.inference_mode():
+        peak = executors.peak_memory(
+            Executable(lambda: layers(x), wall_clock, weights), 'cpu')
+    # The weights, and both results of 5000 channels at the time of the ReLU
+    assert peak == pytest.approx((weights + 2 * 256 * 5000 * 4) / 2**20, rel=0.01)
+
+
+def test_tensors_of_any_output():
+    class Model(nn.Module):
+        def forward(self, x):
+            return dict(a=[x, (2 * x, )], b=3 * x)
+    found = Forward(Model(), executors._call)(torch.ones(1))
+    assert [y.item() for y in found] == [1., 2., 3.]
+    assert executors.deviation([torch.tensor([1., -3.])],
+                               [torch.tensor([1., -4.])]) == 0.25
+
+
+def test_parallel_jobs(swift):
+    plan = Plan(make_cases([swift, 'eco.py'], ['eager'], ['fp32'], [1], [(64, 64)]),
+                jobs=2, iterations=4, warmup=1, rounds=2)
+    told = []
+    found = run(plan, told.append)
+    assert len(told) == steps(plan)
+    for timing in found:
+        assert len(timing.jobs) == 2
+        assert all(len(rounds) == 2 and sum(map(len, rounds)) == 4
+                   for rounds in timing.jobs)
+
+
+def test_a_job_that_fails(monkeypatch, swift):
+    def fail(plan, progress, wait):
+        raise SetupError('no memory')
+
+    messages = []
+    monkeypatch.setattr(benchmark, '_measure', fail)
+
+    class Box:
+        put = messages.append
+        wait = None
+
+    benchmark._work(Plan(()), Box, Box, 1)
+    assert messages == [('error', 'no memory')]
+
+    class Dead:
+        exitcode = -9
+
+    class Silent:
+        def get(self, timeout):
+            raise benchmark.queue.Empty
+
+    with pytest.raises(SetupError, match='exit code -9'):
+        benchmark._collect([Dead], Silent(), None)
