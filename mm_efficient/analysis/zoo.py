@@ -128,8 +128,9 @@ def from_config(cfg: Config, name: str) -> Subject:
 
 def _size(cfg: Config) -> tuple[int, int]:
     """Height and width of test images; of classifiers those of the crop."""
-    if cfg.default_scope == 'mmpretrain' and 'test_dataloader' in cfg:
-        for transform in cfg.test_dataloader.dataset.get('pipeline', []):
+    if cfg.default_scope == 'mmpretrain':
+        loader = cfg.get('test_dataloader') or {}
+        for transform in loader.get('dataset', {}).get('pipeline', []):
             if transform['type'] == 'CenterCrop':
                 return to_2tuple(transform['crop_size'])
     return SIZES[cfg.default_scope]
