@@ -4,6 +4,8 @@ from .version import __version__
 
 compat.apply()  # must run before anything imports mmdet.models or mmseg.models
 
-from . import checkpoints, datasets, engine, models  # noqa: E402
+from . import checkpoints, datasets, engine, hub, models  # noqa: E402
 
-__all__ = ['__version__', 'checkpoints', 'datasets', 'engine', 'models']
+hub.register_classifiers()
+
+__all__ = ['__version__', 'checkpoints', 'datasets', 'engine', 'hub', 'models']

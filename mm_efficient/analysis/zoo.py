@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..engine.checks import SetupError
 from ..engine.setup import load_config
+from ..hub import configs_folder
 from .complexity import Complexity, count
 
 # Image size, height and width, by task: of ImageNet, COCO and ADE20K as published
@@ -40,13 +41,6 @@ class Subject(NamedTuple):
     build: Callable[[], nn.Module]
     run: Callable[[nn.Module, Tensor], Any]
     size: tuple[int, int]
-
-
-def configs_folder() -> Path:
-    """Where the configs of this package are: in the checkout or the installation."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / '.mim' / 'configs'
-    return installed if installed.is_dir() else package.parent / 'configs'
 
 
 def find_model(name: str, options: dict | None = None) -> Subject:

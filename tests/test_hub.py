@@ -1,0 +1,73 @@
+"""Our classifiers in MMPretrain's hub."""
+import subprocess
+import sys
+
+import mmpretrain
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.apis import ModelHub
+
+from mm_efficient import hub
+
+
+def test_look_ups_find_ours_beside_theirs():
+    ours = mmpretrain.list_models('soft*')
+    assert {'soft-tiny_8xb128_in1k', 'soft-small_8xb128_in1k'} <= set(ours)
+    assert mmpretrain.list_models('resnet50*')
+    assert not mmpretrain.list_models('mask-rcnn*')  # not for MMPretrain to build
+
+
+def test_registering_again_changes_nothing():
+    before = mmpretrain.list_models()
+    hub.register_classifiers()
+    assert mmpretrain.list_models() == before
+
+
+def test_every_entry_has_the_config_it_names():
+    for name in mmpretrain.list_models('*former*'):
+        if ModelHub._models_dict[name].filepath.startswith(str(hub.configs_folder())):
+            assert Config.fromfile(ModelHub._models_dict[name].config).model
+    files = {entry.config for entry in ModelHub._models_dict.values()}
+    for path in (hub.configs_folder() / 'cls').glob('*.py'):
+        assert str(path) in files, path
+
+
+def test_get_model_builds_and_classifies():
+    name = next(n for n in mmpretrain.list_models('swiftformer-xs'))
+    model = mmpretrain.get_model(name, head=dict(num_classes=7))
+    assert type(model.backbone).__name__ == 'SwiftFormer'
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_importing_reads_no_metafile():
+    """Parsing it takes long beside the rest of the registration."""
+    code = ('import modelindex.load_model_index as m, sys\n'
+            'import mmpretrain.apis.model as api\n'
+            'api.load = lambda path: sys.exit(f"read {path}")\n'
+            'import mm_efficient')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True,
+                            text=True, cwd=hub.PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
+
+
+def test_copy_without_configs_leaves_the_hub_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, 'PACKAGE', tmp_path / 'mm_efficient')
+    before = dict(ModelHub._models_dict)
+    hub._register_metafile()
+    assert ModelHub._models_dict == before
+
+
+def test_unknown_releases_of_mmpretrain_are_registered_with_at_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(hub, 'LISTING', 'not_there')
+    monkeypatch.setattr(hub, '_register_metafile', lambda: calls.append(1))
+    hub.register_classifiers()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize('name', ['soft-tiny_8xb128_in1k'])
+def test_metainfo_tells_the_source(name):
+    entry = ModelHub.get(name)
+    assert entry.in_collection == 'SOFT' and entry.config.model.backbone.arch == 'tiny'
