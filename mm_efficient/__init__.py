@@ -4,8 +4,10 @@ from .version import __version__
 
 compat.apply()  # must run before anything imports mmdet.models or mmseg.models
 
-from . import checkpoints, datasets, engine, hub, models  # noqa: E402
+from . import checkpoints, datasets, engine, hub, models, timm_models  # noqa: E402
 
 hub.register_classifiers()
 
-__all__ = ['__version__', 'checkpoints', 'datasets', 'engine', 'hub', 'models']
+__all__ = [
+    '__version__', 'checkpoints', 'datasets', 'engine', 'hub', 'models', 'timm_models'
+]

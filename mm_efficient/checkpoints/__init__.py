@@ -12,6 +12,7 @@ from .pretrained import (
     load_pretrained,
     load_weights,
     match_pretrained,
+    match_state_dict,
     match_weights,
 )
 
@@ -20,6 +21,6 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     'CheckpointError', 'Conversion', 'convert_checkpoint', 'convert_file',
-    'load_pretrained', 'load_weights', 'match_pretrained', 'match_weights',
-    'write_checkpoint'
+    'load_pretrained', 'load_weights', 'match_pretrained', 'match_state_dict',
+    'match_weights', 'write_checkpoint'
 ]

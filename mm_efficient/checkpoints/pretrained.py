@@ -59,8 +59,26 @@ def match_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
             f'{type(loaded).__name__}; pass a checkpoint file')
-    state_dict = backbone.adapt_weights(
-        _select(loaded.get('state_dict', loaded), prefix))
+    return match_state_dict(
+        backbone, loaded.get('state_dict', loaded), checkpoint, prefix)
+
+
+def match_state_dict(backbone, state_dict, source, prefix=None):
+    """Find the weights of a backbone in a state dict, and check that they fit.
+
+    Args:
+        backbone (PyramidBackbone): What the weights are for, not changed.
+        state_dict (dict[str, Tensor]): Weights of the backbone or of a whole model.
+        source (str): Where they come from, for messages.
+        prefix (str, optional): See :func:`match_pretrained`. Defaults to None.
+
+    Returns:
+        dict[str, Tensor]: The weights, by the backbone's own names.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over or has another shape.
+    """
+    state_dict = backbone.adapt_weights(_select(state_dict, prefix))
     expected = backbone.state_dict()
     faults = {
         'missing': [
@@ -83,7 +101,7 @@ def match_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
                        for fault, names in faults.items() if names)
     if listed:
         raise CheckpointError(
-            f'{checkpoint} does not fit {type(backbone).__name__}; {listed}. '
+            f'{source} does not fit {type(backbone).__name__}; {listed}. '
             'Nothing was loaded. Check arch and prefix; a file of the '
             'original authors is named published://PATH')
     return state_dict
