@@ -115,7 +115,8 @@ setup(
         seg=SEG,
         all=sorted(set(DET + SEG)),
         onedl=ONEDL,
-        dev=DEV),
+        dev=DEV,
+        docs=['mkdocs>=1.6']),
     cmdclass=dict(build_py=BuildWithMim),
     zip_safe=False,
     classifiers=[

@@ -1,0 +1,295 @@
+"""Everything that README.md and docs/ tell people to type.
+
+Blocks of Python and commands are run, except behind a comment
+
+    <!-- only parsed: why it cannot be run by a test -->
+
+Then Python has to compile, and of a command the script, its options and the configs it
+names have to exist. A comment at the end of a Python block is what it prints.
+"""
+import ast
+import importlib.util
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import is_installed
+
+from mm_efficient.analysis import find_model
+from mm_efficient.engine import SetupError
+from mm_efficient.engine.setup import load_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+LANGUAGES = ('bash', 'python', 'text')
+BLOCK = re.compile(r'^(?:<!-- only parsed: (?P<reason>[^\n]+) -->\n)?'
+                   r'```(?P<language>[^\n]*)\n(?P<code>.*?)^```$', re.M | re.S)
+PLACEHOLDER = re.compile(r'[A-Z_]+')  # CONFIG, CHECKPOINT, ...
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / 'docs').exists(), reason='runs in a checkout')
+
+
+class Block(NamedTuple):
+    """A fenced block, and why it is not run if it is not."""
+    language: str
+    code: str
+    reason: str | None
+
+
+def blocks(language):
+    """All blocks of a language, named by page and line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding='utf-8')
+        for match in BLOCK.finditer(text):
+            block = Block(match['language'], match['code'], match['reason'])
+            line = text.count('\n', 0, match.start('code'))
+            if block.language == language:
+                found.append(
+                    pytest.param(block, id=f'{page.relative_to(ROOT)}:{line}'))
+    return found
+
+
+def commands(code):
+    """Words of every command of a block."""
+    lines = code.replace('\\\n', ' ').splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines)
+            if words]
+
+
+# --------------------------------------------------------------- parsing commands
+
+
+@cache
+def load_tool(script):
+    path = ROOT / script
+    assert path.is_file(), f'there is no {script}'
+    spec = importlib.util.spec_from_file_location(f'docs_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def strip_environment(words):
+    """Without variables in front, and without tools/env.sh."""
+    while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
+        words = words[1:]
+    if words[:2] == ['bash', 'tools/env.sh']:
+        assert (ROOT / 'tools' / 'env.sh').is_file()
+        return strip_environment(words[2:])
+    return words
+
+
+def check_tool(script, arguments, monkeypatch):
+    """Parse the command line of a tool, and find the configs and models it names."""
+    module = load_tool(script)
+    monkeypatch.setattr('sys.argv', [script, *arguments])
+    args = module.parse_args()
+    config = getattr(args, 'config', None)
+    if config and not PLACEHOLDER.fullmatch(config):
+        path = ROOT / config
+        assert path.is_file(), f'there is no {config}'
+        load_config(str(path), args.cfg_options)
+    for name in getattr(args, 'models', []):
+        find_model(name)
+
+
+def check_python(arguments, monkeypatch):
+    script, *arguments = arguments
+    check_tool(script, arguments, monkeypatch)
+
+
+def check_shell(arguments, monkeypatch):
+    """tools/{dist,slurm}_{train,test}.sh: the same tool behind other arguments."""
+    script, *arguments = arguments
+    assert (ROOT / script).is_file(), f'there is no {script}'
+    kind, _, tool = Path(script).stem.partition('_')
+    own = 1 if tool == 'train' else 2  # CONFIG, and CHECKPOINT to test
+    if kind == 'dist':
+        assert arguments.pop(own).isdigit(), 'expected the number of GPUs'
+    else:
+        arguments = arguments[2:]  # PARTITION, JOB_NAME
+        if tool == 'train':
+            arguments.insert(own, '--work-dir')
+    check_tool(f'tools/{tool}.py', arguments, monkeypatch)
+
+
+def check_pytest(arguments, monkeypatch):
+    """Paths exist, and what -k asks for occurs in them."""
+    paths, word = arguments, None
+    if '-k' in arguments:
+        paths, word = arguments[:arguments.index('-k')], arguments[-1]
+    files = []
+    for path in paths:
+        assert (ROOT / path).exists(), f'there is no {path}'
+        files += [ROOT / path, *(ROOT / path).rglob('*.py')]
+    if word:
+        assert any(word.lower() in file.name + file.read_text().lower()
+                   for file in files if file.is_file()), f'no {word} in {paths}'
+
+
+def check_pip(arguments, monkeypatch):
+    command, *arguments = arguments
+    assert command in ('install', 'uninstall', 'wheel')
+    tree = ast.parse((ROOT / 'setup.py').read_text())
+    extras = next(keyword.value for keyword in ast.walk(tree)
+                  if isinstance(keyword, ast.keyword)
+                  and keyword.arg == 'extras_require')
+    known = {keyword.arg for keyword in extras.keywords}
+    for argument in arguments:
+        if match := re.fullmatch(r'(?:\.|mm-efficient)\[(.*)\]', argument):
+            assert set(match[1].split(',')) <= known, f'no extra {match[1]}'
+
+
+def check_mim(arguments, monkeypatch):
+    command, *arguments = arguments
+    assert command in ('list', 'search', 'train', 'test')
+    if command in ('list', 'search'):
+        return
+    package, config, *arguments = arguments
+    found = list((ROOT / 'configs').rglob(config))
+    assert package == 'mm_efficient' and len(found) == 1, f'{config}: {found}'
+    own, others = {}, []  # MIM's options, all with a value, and those of our tool
+    while arguments:
+        word = arguments.pop(0)
+        if word in ('--gpus', '--launcher', '--checkpoint'):
+            own[word] = arguments.pop(0)
+        else:
+            others.append(word)
+    if command == 'test':
+        others.insert(0, own['--checkpoint'])
+    check_tool(f'tools/{command}.py', [str(found[0]), *others], monkeypatch)
+
+
+PROGRAMS = dict(python=check_python, bash=check_shell, pytest=check_pytest,
+                pip=check_pip, mim=check_mim)
+
+
+def check_command(words, monkeypatch):
+    program, *arguments = strip_environment(words)
+    assert program in PROGRAMS, f'there is no test for commands of {program}'
+    PROGRAMS[program](arguments, monkeypatch)
+
+
+# ------------------------------------------------------------------------- tests
+
+
+@pytest.mark.parametrize('block', blocks('bash'))
+def test_commands(block, monkeypatch, tmp_path, capsys):
+    for words in commands(block.code):
+        check_command(words, monkeypatch)
+        if block.reason:
+            continue
+        program, script, *arguments = strip_environment(words)
+        assert program == 'python', f'{words} cannot be run here: say why it is not'
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr('sys.argv', [script, *arguments])
+        load_tool(script).main()
+        assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize('words', [
+    'python tools/none.py',
+    'python tools/train.py configs/det/none.py',
+    'python tools/train.py configs/det/soft_tiny_maskrcnn_1x.py --none',
+    'bash tools/env.sh python tools/test.py configs/det/soft_tiny_maskrcnn_1x.py',
+    'python tools/analysis_tools/get_flops.py soft_none',
+    'bash tools/none.sh CONFIG 8',
+    'bash tools/dist_train.sh configs/det/none.py 8',
+    'NNODES=2 bash tools/dist_train.sh CONFIG 8 --none',
+    'bash tools/slurm_train.sh PARTITION JOB_NAME configs/det/none.py WORK_DIR',
+    'pytest tests/none.py',
+    'pytest tests/configs -k no' + 'ne_at_all',
+    'pip install -e .[none]',
+    'mim train mm_efficient none.py --gpus 0',
+    'mim train mm_efficient soft_tiny_maskrcnn_1x.py --gpus 0 --none',
+    'something else',
+])
+def test_what_does_not_exist_fails(words, monkeypatch):
+    with pytest.raises((AssertionError, SystemExit, SetupError)):
+        check_command(shlex.split(words), monkeypatch)
+
+
+@pytest.mark.parametrize('block', blocks('python'))
+def test_python(block, tmp_path, monkeypatch, capsys):
+    code = compile(block.code, '<docs>', 'exec')
+    if '_base_ =' in block.code:
+        check_swap(code)
+        if not block.reason:
+            build_config(block.code, tmp_path)
+    elif not block.reason:
+        monkeypatch.chdir(tmp_path)
+        before = dict(MODELS.children['mmpretrain'].module_dict)
+        torch.manual_seed(0)
+        exec(code, {'__name__': 'docs'})
+        MODELS.children['mmpretrain']._module_dict = before
+        printed = re.search(r'(?:^# [^\n]*\n)*\Z', block.code, re.M)[0]
+        output = [line for line in capsys.readouterr().out.splitlines()
+                  if ' - mmengine - ' not in line]
+        assert output == [line.removeprefix('# ') for line in printed.splitlines()]
+
+
+def check_swap(code):
+    """The backbone exists, and its widths are those that neck or head expects."""
+    names = {}
+    exec(code, names)
+    model = names['model']
+    settings = {key: value for key, value in model['backbone'].items()
+                if key != '_delete_'}
+    with DefaultScope.overwrite_default_scope('mmpretrain'), torch.device('meta'):
+        backbone = MODELS.build(settings)
+    widths = [backbone.feature_channels[i] for i in backbone.out_indices]
+    user = model.get('neck') or model.get('decode_head') or model['head']
+    expected = user['in_channels']
+    assert (expected if isinstance(expected, list) else [expected]) == widths
+
+
+def build_config(code, folder):
+    path = folder / re.match(r'# (\w+\.py)', code)[1]
+    path.write_text(code)
+    package = re.search(r"_base_ = '(\w+)::", code)[1]
+    if package == 'mmseg' and not is_installed('mmsegmentation'):
+        pytest.skip("OneDL's MMSegmentation is not found by mmseg::")
+    config = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        with torch.device('meta'):
+            model = MODELS.build(config.model)
+    assert type(model.backbone).__name__ in code
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_fences_and_links(page):
+    text = page.read_text(encoding='utf-8')
+    fences = re.findall(r'^```(.*)$', text, re.M)
+    assert set(fences[::2]) <= set(LANGUAGES) and not any(fences[1::2])
+    assert text.count('<!-- only parsed:') == sum(
+        match['reason'] is not None for match in BLOCK.finditer(text))
+    for link in re.findall(r'\]\((?!https?:)([^)\s]+)\)', BLOCK.sub('', text)):
+        target, _, anchor = link.partition('#')
+        path = (page.parent / target).resolve() if target else page
+        assert path.is_file(), f'{page.name}: {link}'
+        if anchor:
+            titles = re.findall(r'^#+ (.*)$', path.read_text(encoding='utf-8'), re.M)
+            slugs = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
+                     for title in titles}
+            assert anchor in slugs, f'{page.name}: {link}'
+
+
+def test_every_page_is_in_the_navigation():
+    def leaves(entry):
+        if isinstance(entry, str):
+            return {entry}
+        values = entry.values() if isinstance(entry, dict) else entry
+        return {leaf for value in values for leaf in leaves(value)}
+
+    settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
+    pages = {path.relative_to(ROOT / 'docs').as_posix() for path in PAGES[1:]}
+    assert leaves(settings['nav']) == pages | {'index.md'}
