@@ -16,6 +16,7 @@ from mmpretrain.apis import ModelHub
 
 from ..engine.checks import SetupError
 from .executors import DTYPES, build, check_mode, deviation, peak_memory, prepare
+from .reported import FAMILIES
 from .timing import Case, Timing, take_turns
 from .zoo import find_model
 
@@ -311,14 +312,17 @@ def hardware(plan: Plan) -> str:
 
 
 def reported_top1(name: str) -> float | None:
-    """Accuracy on ImageNet-1K, as the metadata of a model reports it.
+    """Accuracy on ImageNet-1K at 224 x 224, as the metadata of a model reports it.
 
     Args:
-        name (str): See :func:`~.zoo.find_model`.
+        name (str): See :func:`~.zoo.find_model`; of this package, a variant.
 
     Returns:
         float: In percent; None if nothing is known.
     """
+    for family in FAMILIES.values():
+        if name in family.variants:
+            return family.variants[name].get('cls', {}).get('Top 1 Accuracy')
     try:
         results = ModelHub.get(name).results or []
     except ValueError:  # not in the index

@@ -27,7 +27,7 @@ default_scope = 'mmpretrain'
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='{family}', out_indices=(0, 1, 2, 3), arch={arch}))
-train_dataloader = test_dataloader = dict()
+train_dataloader = test_dataloader = dict(dataset=dict())
 """
 SWIFT = "dict(embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1])"
 ECO = ('dict(embed_dims=[8, 16, 40, 64], num_heads=[1, 2, 5, 8], depths=[1, 1, 1, 1], '
@@ -128,6 +128,8 @@ def test_rows(timings, tmp_path):
 
 def test_reported_accuracy():
     assert reported_top1('resnet50_8xb32_in1k') == 76.55
+    assert reported_top1('soft_small_norm') == 82.4
+    assert reported_top1('lowformer_b2') is None  # has no published classifier
     assert reported_top1('timm/resnet50') is None
 
 
