@@ -295,7 +295,7 @@ class DataFlow(TorchFunctionMode):
             return 'used elsewhere as well'
         if self.only_call(layer) is None:
             return 'a convolution that is called several times'
-        if weight is None or self.uses[id(weight)]:
+        if weight is None or self.uses.get(id(weight)):  # fused ones are new
             return 'a convolution whose weight is not its own'
         if isinstance(layer, nn.Linear) and between.ndim != 2:
             return 'a linear layer of other channels'
