@@ -1,4 +1,5 @@
 """Classification heads of several of the families."""
+import torch
 import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
@@ -56,10 +57,30 @@ class DistilledClsHead(ClsHead):
             the true labels' and of the teacher's classifier.
         """
         x = self.pre_logits(feats)
+        if self.fc_dist is None:  # see switch_to_deploy
+            return self.fc(x)
         logits, dist_logits = self.fc(x), self.fc_dist(x)
         if self.training:
             return logits, dist_logits
         return (logits + dist_logits) / 2
+
+    @torch.no_grad()
+    def switch_to_deploy(self):
+        """Make norm and classifiers one linear layer, for inference.
+
+        The average over positions in between does not mind the order.
+        """
+        if self.fc_dist is None:
+            return
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - scale * norm.running_mean
+        weight = (self.fc.weight + self.fc_dist.weight) / 2
+        bias = (self.fc.bias + self.fc_dist.bias) / 2
+        self.fc.weight.copy_(weight * scale)
+        self.fc.bias.copy_(bias + weight @ shift)
+        self.norm = nn.Identity()
+        self.fc_dist = None
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample],
              teacher_labels: Tensor | None = None) -> dict[str, Tensor]:

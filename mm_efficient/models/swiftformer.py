@@ -189,7 +189,13 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        return torch.addcmul(x, self.layer_scale, self.mlp(self.dwconv(x)))
+        return _add_scaled(x, self.layer_scale, self.mlp(self.dwconv(x)))
+
+    def switch_to_deploy(self):
+        """Make the layer scale part of the MLP, for inference."""
+        if self.layer_scale is not None:
+            _scale_output(self.mlp.fc2, self.layer_scale)
+            self.layer_scale = None
 
 
 class EncoderBlock(nn.Module):
@@ -214,8 +220,16 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         x = self.local(x)
-        x = torch.addcmul(x, self.attn_scale, self.drop_path(self.attn(x)))
-        return torch.addcmul(x, self.mlp_scale, self.drop_path(self.mlp(x)))
+        x = _add_scaled(x, self.attn_scale, self.drop_path(self.attn(x)))
+        return _add_scaled(x, self.mlp_scale, self.drop_path(self.mlp(x)))
+
+    def switch_to_deploy(self):
+        """Make the layer scales part of what they scale, for inference."""
+        self.local.switch_to_deploy()
+        if self.attn_scale is not None:
+            _scale_output(self.attn.final, self.attn_scale)
+            _scale_output(self.mlp.fc2, self.mlp_scale)
+            self.attn_scale = self.mlp_scale = None
 
 
 class AdditiveAttention(nn.Module):
@@ -275,3 +289,14 @@ class Mlp(nn.Module):
 def _layer_scale(embed_dims: int, value: float) -> nn.Parameter:
     """Shaped as in the original, whose weight decay spares vectors only."""
     return nn.Parameter(torch.full((embed_dims, 1, 1), value))
+
+
+def _add_scaled(x: Tensor, scale: Tensor | None, branch: Tensor) -> Tensor:
+    return x + branch if scale is None else torch.addcmul(x, scale, branch)
+
+
+@torch.no_grad()
+def _scale_output(conv: nn.Conv2d, scale: Tensor):
+    """Let a convolution multiply its outputs, scale is (C, 1, 1)."""
+    conv.weight.mul_(scale[..., None])
+    conv.bias.mul_(scale.flatten())
