@@ -1,29 +1,16 @@
-"""A benchmark: cases in groups, in one process or several, and its results."""
-import csv
+"""A benchmark: cases in groups, in one process or several."""
 import itertools
-import json
 import multiprocessing
-import os
-import platform
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from mmpretrain.apis import ModelHub
 
 from ..engine.checks import SetupError
 from .executors import DTYPES, build, check_mode, deviation, peak_memory, prepare
-from .reported import FAMILIES
 from .timing import Case, Timing, take_turns
 from .zoo import find_model
-
-# Names of columns, in files; what they mean is in the help of the tool
-COLUMNS = ('model', 'mode', 'dtype', 'batch', 'height', 'width', 'median_ms', 'mean_ms',
-           'ms_per_image', 'images_per_s', 'ratio', 'ratio_min', 'ratio_max',
-           'peak_mib', 'deviation', 'passes', 'top1_reported')
 
 
 @dataclass(frozen=True)
@@ -232,136 +219,3 @@ def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], 
         timing.jobs = [rounds]
     torch.compiler.reset()  # graphs of this size
     return timings
-
-
-# -------------------------------------------------------------------- results
-
-
-def make_rows(plan: Plan, timings: Sequence[Timing],
-              top1: dict[str, float] | None = None) -> list[dict]:
-    """Results as rows of a table.
-
-    Args:
-        plan (Plan): What was measured.
-        timings (Sequence[Timing]): From :func:`run`.
-        top1 (dict[str, float], optional): Accuracy by model, as reported by others.
-            Defaults to None.
-
-    Returns:
-        list[dict]: A row per case, with the keys ``COLUMNS``.
-    """
-    rows = []
-    for timing in timings:
-        case = timing.case
-        peers = [other for other in timings
-                 if (other.case.batch, other.case.size) == (case.batch, case.size)]
-        baseline = next((other for other in peers
-                         if other.case.model == plan.baseline), peers[0])
-        values = (
-            case.model, case.mode, case.dtype, case.batch, *case.size,
-            1e3 * timing.median, 1e3 * timing.mean, 1e3 * timing.median / case.batch,
-            timing.throughput, *timing.ratios(baseline), timing.peak_mib,
-            timing.deviation, timing.passes, (top1 or {}).get(case.model))
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows
-
-
-def write_rows(path: str | Path, rows: Sequence[dict], plan: Plan):
-    """Write results as CSV or JSON, completely or not at all.
-
-    Args:
-        path (str | Path): File that ends with .csv or .json; JSON also holds how and
-            where it was measured.
-        rows (Sequence[dict]): From :func:`make_rows`.
-        plan (Plan): What was measured.
-    """
-    path = Path(path)
-    draft = path.with_name(f'.{path.name}.tmp')
-    try:
-        with open(draft, 'w', newline='', encoding='utf-8') as file:
-            if path.suffix == '.csv':
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-            else:
-                json.dump(dict(settings=settings(plan), results=rows), file, indent=1)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def settings(plan: Plan) -> dict:
-    """How and where a plan is measured."""
-    kept = ('device', 'threads', 'jobs', 'iterations', 'warmup', 'rounds',
-            'max_seconds', 'backbone', 'baseline')
-    return dict({key: getattr(plan, key) for key in kept}, hardware=hardware(plan),
-                torch=torch.__version__, python=platform.python_version())
-
-
-def hardware(plan: Plan) -> str:
-    """Name of the processor that is measured on."""
-    if plan.device.startswith('cuda'):
-        return torch.cuda.get_device_name(plan.device)
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(':')[2].strip() for line in lines
-             if line.startswith('model name')]
-    return names[0] if names else platform.machine()
-
-
-def reported_top1(name: str) -> float | None:
-    """Accuracy on ImageNet-1K at 224 x 224, as the metadata of a model reports it.
-
-    Args:
-        name (str): See :func:`~.zoo.find_model`; of this package, a variant.
-
-    Returns:
-        float: In percent; None if nothing is known.
-    """
-    for family in FAMILIES.values():
-        if name in family.variants:
-            return family.variants[name].get('cls', {}).get('Top 1 Accuracy')
-    try:
-        results = ModelHub.get(name).results or []
-    except ValueError:  # not in the index
-        return None
-    for result in results:
-        if result.dataset == 'ImageNet-1k' and 'Top 1 Accuracy' in result.metrics:
-            return float(result.metrics['Top 1 Accuracy'])
-    return None
-
-
-def draw_rows(rows: Sequence[dict], plan: Plan) -> Figure:
-    """Figure of reported accuracy against measured time of an image.
-
-    Args:
-        rows (Sequence[dict]): From :func:`make_rows`.
-        plan (Plan): What was measured.
-
-    Returns:
-        Figure: A panel per batch and size, a colour per mode and precision; of the
-        models whose accuracy is known.
-    """
-    rows = [row for row in rows if row['top1_reported'] is not None]
-    panels = list(dict.fromkeys((r['batch'], r['height'], r['width']) for r in rows))
-    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout='constrained')
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        shown = [r for r in rows if (r['batch'], r['height'], r['width']) == panel]
-        for kind in dict.fromkeys((r['mode'], r['dtype']) for r in shown):
-            points = [r for r in shown if (r['mode'], r['dtype']) == kind]
-            axes.scatter([r['ms_per_image'] for r in points],
-                         [r['top1_reported'] for r in points], label=' '.join(kind))
-        for model in dict.fromkeys(r['model'] for r in shown):
-            row = min((r for r in shown if r['model'] == model),
-                      key=lambda r: r['ms_per_image'])
-            axes.annotate(model, (row['ms_per_image'], row['top1_reported']),
-                          xytext=(0, 7), textcoords='offset points', fontsize=8)
-        axes.set_title('batch {}, {} x {}'.format(*panel))
-        axes.set_xlabel(f'measured ms per image, {hardware(plan)}', fontsize=9)
-        axes.set_ylabel('top-1 accuracy (%), as reported by the authors', fontsize=9)
-        axes.margins(x=0.2, y=0.15)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    return figure

@@ -1,25 +1,13 @@
-import csv
 import functools
-import json
 
 import pytest
 import torch
 from torch import nn
 
 from mm_efficient.analysis import benchmark, executors
-from mm_efficient.analysis.benchmark import (
-    Plan,
-    check_plan,
-    draw_rows,
-    make_cases,
-    make_rows,
-    reported_top1,
-    run,
-    steps,
-    write_rows,
-)
+from mm_efficient.analysis.benchmark import Plan, check_plan, make_cases, run, steps
 from mm_efficient.analysis.executors import Executable, Forward, build, prepare
-from mm_efficient.analysis.timing import Case, Timing, take_turns, wall_clock
+from mm_efficient.analysis.timing import Case, take_turns, wall_clock
 from mm_efficient.engine import SetupError
 
 CONFIG = """
@@ -77,60 +65,6 @@ def test_turns_end_early():
     assert [[len(samples) for samples in each] for each in found] == [[1, 1], [4, 4]]
     few = take_turns(runs, [clock] * 2, 3, 10, max_seconds=4, before=lambda: None)
     assert [len(rounds) for rounds in few] == [3, 3]
-
-
-@pytest.fixture
-def timings():
-    """Two jobs, two rounds; the second model takes half to twice the time."""
-    return [
-        Timing(Case('a', batch=4), [[[1., 1., 4.], [2.]], [[3.], [3., 5.]]], 100., 0.),
-        Timing(Case('b', batch=4), [[[2., 2., 2.], [2.]], [[1.5], [8.]]], 50., 1e-6)]
-
-
-def test_statistics(timings):
-    first, second = timings
-    # Medians of the jobs: of 1 1 2 4 and of 3 3 5; means: 2 and 11 / 3
-    assert first.median == (1.5 + 3) / 2 and first.mean == pytest.approx(17 / 6)
-    assert first.throughput == pytest.approx(2 * 4 / 2.25) and first.passes == 4
-    # Ratios of the medians of the rounds: 2, 1, 0.5 and 8 / 4
-    assert second.ratios(first) == (1.5, 0.5, 2.)
-    assert first.ratios(first) == (1., 1., 1.)
-
-
-def test_rows(timings, tmp_path):
-    plan = Plan(tuple(timing.case for timing in timings), jobs=2)
-    first, second = make_rows(plan, timings, {'b': 80.})
-    assert first['median_ms'] == 2250. and first['ms_per_image'] == 562.5
-    assert first['images_per_s'] == pytest.approx(8 / 2.25)
-    assert (second['ratio'], second['ratio_min'], second['ratio_max']) == (1.5, 0.5, 2.)
-    assert first['top1_reported'] is None and second['top1_reported'] == 80.
-    other = Timing(Case('a', batch=1), [[[1.], [1.]]] * 2)
-    assert make_rows(plan, [*timings, other])[2]['ratio'] == 1.  # of its own group
-    baseline = make_rows(Plan(plan.cases, baseline='b'), timings)
-    assert [row['ratio'] for row in baseline] == [pytest.approx(0.75), 1.]
-
-    write_rows(tmp_path / 'r.json', [first, second], plan)
-    content = json.loads((tmp_path / 'r.json').read_text())
-    assert content['results'] == [first, second]
-    assert content['settings']['jobs'] == 2 and content['settings']['hardware']
-    write_rows(tmp_path / 'r.csv', [first, second], plan)
-    with open(tmp_path / 'r.csv', newline='') as file:
-        read = list(csv.DictReader(file))
-    assert float(read[1]['median_ms']) == second['median_ms']
-    assert read[0]['top1_reported'] == ''
-    assert len(list(tmp_path.iterdir())) == 2
-
-    axes, = draw_rows([first, second], plan).axes
-    assert axes.collections[0].get_offsets().tolist() == [
-        [second['ms_per_image'], 80.]]
-    assert axes.texts[0].get_text() == 'b'
-
-
-def test_reported_accuracy():
-    assert reported_top1('resnet50_8xb32_in1k') == 76.55
-    assert reported_top1('soft_small_norm') == 82.4
-    assert reported_top1('lowformer_b2') is None  # has no published classifier
-    assert reported_top1('timm/resnet50') is None
 
 
 def test_what_cannot_be_measured(swift):

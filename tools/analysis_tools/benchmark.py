@@ -42,16 +42,19 @@ from rich.progress import (  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
+from mm_efficient.analysis.accuracy_plot import draw_rows  # noqa: E402
 from mm_efficient.analysis.benchmark import (  # noqa: E402
     Plan,
     check_plan,
-    draw_rows,
     make_cases,
-    make_rows,
-    reported_top1,
     run,
-    settings,
     steps,
+)
+from mm_efficient.analysis.results import (  # noqa: E402
+    make_rows,
+    read_rows,
+    reported_top1,
+    settings,
     write_rows,
 )
 from mm_efficient.engine import SetupError  # noqa: E402
@@ -80,6 +83,8 @@ EXAMPLES = r"""examples:
   reported accuracy against measured latency:
     python tools/analysis_tools/benchmark.py resnet50_8xb32_in1k soft_tiny \
         --plot accuracy.png --top1 mine=80.1
+  the plot again, from the file of an earlier run:
+    python tools/analysis_tools/benchmark.py --from speed.json --plot accuracy.png
 """
 
 
@@ -118,9 +123,12 @@ def parse_args(argv=None):
         description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'models', nargs='+', metavar='MODEL',
+        'models', nargs='*', metavar='MODEL',
         help='variant (soft_small), config file or its name, model of MMPretrain '
         '(resnet50_8xb32_in1k) or timm (resnet50, timm/resnet50)')
+    parser.add_argument('--from', dest='source', metavar='FILE',
+                        help='.json file of an earlier run, to be shown, plotted or '
+                        'converted; nothing is measured')
     parser.add_argument('--mode', nargs='+', default=['eager'], metavar='MODE',
                         help='eager, compile, torchscript, onnxruntime; see above '
                         '(default: eager)')
@@ -156,37 +164,51 @@ def parse_args(argv=None):
     parser.add_argument('--top1', nargs='+', type=model_accuracy, default=[],
                         metavar='MODEL=VALUE',
                         help='accuracy of models that have none in their metadata')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if bool(args.models) == bool(args.source):
+        parser.error('name models to measure, or the file of an earlier run with '
+                     '--from FILE; one of the two')
+    return args
+
+
+def check_plot(args, accuracies):
+    """Find out in time that a plot would be empty."""
+    if args.plot and not any(accuracies):
+        raise SetupError('--plot has nothing to show: the metadata of these models '
+                         'reports no accuracy. Name it with --top1 MODEL=VALUE.')
+
+
+def read(args):
+    """Rows and settings of an earlier run."""
+    rows, where = read_rows(args.source)
+    top1 = dict(args.top1)
+    for row in rows:
+        row['top1_reported'] = top1.get(row['model'], row['top1_reported'])
+    check_plot(args, [row['top1_reported'] for row in rows])
+    return rows, where
 
 
 def measure(args):
-    """Measure, with a bar that shows what and how long."""
+    """Measure, with a bar that shows what and how long; gives rows and settings."""
     plan = Plan(
         make_cases(args.models, args.mode, args.dtype, args.batch, args.size),
         args.device, args.threads, args.jobs, args.iterations, args.warmup, args.rounds,
         args.max_seconds, args.backbone, args.baseline)
-    for path in args.out:
-        check_output(path, ['.csv', '.json'])
-    if args.plot:
-        check_output(args.plot, FIGURE_SUFFIXES)
     check_plan(plan)
     top1 = {name: reported_top1(name) for name in args.models} | dict(args.top1)
-    if args.plot and not any(top1.get(name) for name in args.models):
-        raise SetupError('--plot has nothing to show: the metadata of these models '
-                         'reports no accuracy. Name it with --top1 MODEL=VALUE.')
+    check_plot(args, [top1[name] for name in args.models])
     columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(),
                TextColumn('left:'), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task('starting', total=steps(plan))
         timings = run(plan, lambda what: bar.update(task, advance=1, description=what))
-    return plan, make_rows(plan, timings, top1)
+    return make_rows(plan, timings, top1), settings(plan)
 
 
-def print_rows(plan, rows):
+def print_rows(rows, where):
     """Table of the results."""
-    where = settings(plan)
-    threads = '' if plan.device != 'cpu' else f', {plan.threads} thread(s)'
-    jobs = '' if plan.jobs == 1 else f', {plan.jobs} jobs'
+    threads = '' if where['device'] != 'cpu' else f', {where["threads"]} thread(s)'
+    jobs = '' if where['jobs'] == 1 else f', {where["jobs"]} jobs'
     table = Table(caption=f'{where["hardware"]}{threads}{jobs}, torch {where["torch"]}')
     for column in ('model', 'mode'):
         table.add_column(column, overflow='fold')
@@ -205,7 +227,8 @@ def print_rows(plan, rows):
             f'{row["images_per_s"]:.4g}', f'{row["ratio"]:.3f}',
             f'{row["ratio_min"]:.2f} - {row["ratio_max"]:.2f}',
             '-' if row['peak_mib'] is None else f'{row["peak_mib"]:.0f}',
-            f'{row["deviation"]:.0e}', str(row['passes']))
+            '-' if row['deviation'] is None else f'{row["deviation"]:.0e}',
+            str(row['passes']))
     Console(width=max(Console().width, 110)).print(table)
 
 
@@ -215,12 +238,16 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     threads = torch.get_num_threads()
     try:
-        plan, rows = measure(args)
-        print_rows(plan, rows)
         for path in args.out:
-            write_rows(path, rows, plan)
+            check_output(path, ['.csv', '.json'])
         if args.plot:
-            save_figure(draw_rows(rows, plan), args.plot)
+            check_output(args.plot, FIGURE_SUFFIXES)
+        rows, where = read(args) if args.source else measure(args)
+        print_rows(rows, where)
+        for path in args.out:
+            write_rows(path, rows, where)
+        if args.plot:
+            save_figure(draw_rows(rows, where), args.plot)
     except SetupError as error:
         sys.exit(f'error: {error}')
     finally:
