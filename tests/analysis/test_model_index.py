@@ -10,6 +10,7 @@ from mmpretrain.apis.model import ModelHub
 from modelindex.load_model_index import load
 
 from mm_efficient.analysis import family_tables, from_config
+from mm_efficient.analysis.benchmark import Plan
 from mm_efficient.analysis.model_index import (
     MEASURED,
     TASKS,
@@ -21,6 +22,8 @@ from mm_efficient.analysis.model_index import (
     read_measured,
 )
 from mm_efficient.analysis.reported import FAMILIES
+from mm_efficient.analysis.results import COLUMNS, settings, write_rows
+from mm_efficient.engine import SetupError
 
 ROOT = Path(__file__).parents[2]
 STALE = 'is stale: run tools/analysis_tools/update_model_index.py'
@@ -73,12 +76,51 @@ def test_figures_are_measured(entry):
 def test_readme():
     readme = (ROOT / 'README.md').read_text()
     parity = json.loads((ROOT / 'tests/reference/parity_errors.json').read_text())
-    tables = family_tables.family_tables(ENTRIES, measured(), parity)
+    tables = family_tables.family_tables(
+        ENTRIES, measured(), parity, family_tables.count_peers(),
+        family_tables.read_times(ROOT))
     assert family_tables.insert(readme, tables) == readme, f'README.md {STALE}'
     for entry in ENTRIES:
-        assert f'| `{entry.variant}` |' in readme
+        assert readme.count(f'\n| `{entry.variant}` |') == 2  # measured and reported
     with pytest.raises(ValueError, match='has no lines'):
         family_tables.insert(readme.replace(family_tables.END, ''), tables)
+
+
+def test_peers_are_counted():
+    counts = family_tables.count_peers()
+    assert counts['ResNet-50']['Parameters'] == 25557032
+    assert counts['ResNet-50']['FLOPs'] == 4089184256  # 4.09 G, as published
+    assert counts['Swin-T']['Backbone Parameters'] == 28288354 - 769000
+    ratio = counts['ResNet-50']['Backbone FLOPs'] / (4089184256 - 2048000)
+    assert ratio == pytest.approx(800 * 1344 / 224**2, rel=1e-3)
+
+
+def test_times_in_tables(tmp_path):
+    """Relative to the peers; empty of what was not measured."""
+    where = settings(Plan(())) | dict(rounds=5)
+    names = ['resnet50_8xb32_in1k', 'swin-tiny_16xb64_in1k', 'soft_tiny_retinanet_1x']
+    rows = [dict.fromkeys(COLUMNS, 20) | dict(model=name, ratio=ratio, median_ms=ms)
+            for name, ratio, ms in zip(names, (1., 1.25, 0.5), (2000., 2501., 1000.))]
+    path = tmp_path / family_tables.TIMES['time 800']
+    path.parent.mkdir(parents=True)
+    write_rows(path, rows, where)
+    times = family_tables.read_times(tmp_path)
+    assert list(times) == ['time 800']
+    lines = family_tables.family_tables(
+        ENTRIES, measured(), {}, {'Swin-T': dict.fromkeys(family_tables.COUNTS, 10**9)},
+        times).splitlines()
+    assert lines[2] == '| model | params (M) | GMACs 224 | GFLOPs 800 | time 800 |'
+    assert lines[4] == '| Swin-T | 1000.00 / 1000.00 | 1.00 | 2.0 | 1.25 / 1.00 |'
+    for line, name, time in ((lines[5], 'soft_tiny', '0.50 / 0.40'),
+                             (lines[6], 'soft_tiny_norm', '')):
+        assert line.startswith(f'| `{name}` | 13.07 / 12.56 |')
+        assert line.endswith(f'| 86.9 | {time} |')
+    notes = ' '.join(lines[lines.index('') + 1:])
+    assert 'time 800: ResNet-50 2000 ms, Swin-T 2501 ms, on ' in notes
+    assert '20 passes in 5 turns' in notes
+    write_rows(path, rows[:1], where)
+    with pytest.raises(SetupError, match='has no times of swin-tiny_16xb64_in1k'):
+        family_tables.read_times(tmp_path)
 
 
 def test_parity_errors_are_the_worst_of_the_log():

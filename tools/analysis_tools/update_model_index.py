@@ -5,8 +5,9 @@
     update_model_index.py --parity parity.log
 
 Measures parameters, FLOPs and activations of the model of every config (two to three
-minutes), and adds what the authors report, from mm_efficient/analysis/reported.py. For
-a new family: add it there, and run this.
+minutes), and adds what the authors report, from mm_efficient/analysis/reported.py, and
+times, from what benchmark.py wrote to docs/benchmark/ (see docs/reproducing.md). For a
+new family: add it to reported.py, and run this.
 """
 import argparse
 import json
@@ -61,7 +62,9 @@ def make(measured, parity, root=ROOT):
     files[PARITY] = json.dumps(parity, indent=2) + '\n'
     files['README.md'] = family_tables.insert(
         (root / 'README.md').read_text(),
-        family_tables.family_tables(entries, measured, parity))
+        family_tables.family_tables(
+            entries, measured, parity, family_tables.count_peers(),
+            family_tables.read_times(root)))
     return files
 
 
