@@ -76,6 +76,7 @@ class FusionReport:
             f'outputs deviate by {self.deviation:.0e} of the largest'])
 
 
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # checks are exact
 @torch.inference_mode(False)
 @torch.no_grad()
 def fuse(model: nn.Module, x: Tensor,
@@ -243,11 +244,17 @@ class DataFlow(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        tracked = [] if self.inside else [
+            (tensor, tensor._version) for tensor in tensors_of([*args, kwargs])
+            if id(tensor) in self.uses]
         result = func(*args, **kwargs)
         name = getattr(func, '__name__', '')
-        attribute = name == '__get__' and not isinstance(result, Tensor)
-        if not self.inside and not attribute and name not in METADATA:
-            self._use([*args, kwargs])
+        if name in METADATA or name == '__get__' and not isinstance(result, Tensor):
+            return result
+        for tensor, version in tracked:
+            # What returns its input as it is, such as dropout here, does nothing
+            if result is not tensor or tensor._version != version:
+                self.uses[id(tensor)] += 1
         return result
 
     def _use(self, value: Any):
@@ -357,7 +364,7 @@ def _fold(norm: _BatchNorm, flow: DataFlow) -> tuple[nn.Module | None, str]:
                     or _fold_forward(norm, behind, call))
     if not other_reason:
         return behind, ''
-    return None, f'before it: {reason}; behind it: {other_reason}'
+    return None, f'before: {reason}; behind: {other_reason}'
 
 
 def _fold_back(norm: _BatchNorm, layer: nn.Module, flow: DataFlow) -> str:
