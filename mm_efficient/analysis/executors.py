@@ -9,6 +9,7 @@ A mode is one of
 
 alone or behind changes to the model that are joined with ``+``:
 
+- ``fused``: batch norms and scales are folded, see :mod:`~mm_efficient.deploy.fusing`;
 - ``channels_last``: weights and images in that layout.
 
 fp16 and bf16 are automatic mixed precision, as OpenMMLab tests with it, within the
@@ -26,13 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..deploy.fusing import fuse, relative_error, tensors_of
 from ..engine.checks import SetupError
 from ..models import PyramidBackbone
 from .timing import Case, cuda_clock, wall_clock
 from .zoo import find_model
 
 EXECUTORS = ('eager', 'compile', 'torchscript', 'onnxruntime')
-CHANGES = ('channels_last', )
+CHANGES = ('fused', 'channels_last')
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 FIT_SIZE = 96  # side of the random images hash functions are fitted to
 
@@ -72,16 +74,9 @@ class Forward(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> all tensors of the output."""
         if self.dtype is None:
-            return tuple(_tensors(self.run(self.model, x)))
+            return tuple(tensors_of(self.run(self.model, x)))
         with torch.autocast(x.device.type, self.dtype, cache_enabled=False):
-            return tuple(_tensors(self.run(self.model, x)))
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [tensor for value in values for tensor in _tensors(value)]
+            return tuple(tensors_of(self.run(self.model, x)))
 
 
 def check_mode(mode: str):
@@ -98,9 +93,9 @@ def check_mode(mode: str):
     if executor not in EXECUTORS or unknown or (
             executor == 'onnxruntime' and 'channels_last' in changes):
         raise SetupError(
-            f'unknown mode {mode!r}; expected one of {", ".join(EXECUTORS)}, or behind '
-            f'{" or ".join(CHANGES)}, as in channels_last+compile. (ONNX Runtime '
-            'chooses the layout itself.)')
+            f'unknown mode {mode!r}; expected one of {", ".join(EXECUTORS)}, alone or '
+            f'behind {", ".join(CHANGES)}, as in fused+channels_last+compile. (ONNX '
+            'Runtime chooses the layout itself.)')
     if executor == 'onnxruntime':
         try:
             import onnxruntime  # noqa: F401
@@ -146,10 +141,19 @@ def build(name: str, device: str, backbone: bool = False) -> Forward:
         raise SetupError(
             f'{name} has two stages: what the second does depends on the image. Time '
             'its backbone with --backbone, or the tested model with tools/test.py.')
+    fit_to_noise(model)
+    return Forward(model.requires_grad_(False).to(device).eval(), run)
+
+
+def fit_to_noise(model: nn.Module):
+    """Let parts that have to be fitted before they run be fitted to random images.
+
+    Args:
+        model (nn.Module): Changed in place; what is fitted is left as it is.
+    """
     for module in model.modules():
         if isinstance(module, PyramidBackbone) and not module.is_fitted:
             module.fit(torch.randn(2, module.in_channels, FIT_SIZE, FIT_SIZE))
-    return Forward(model.requires_grad_(False).to(device).eval(), run)
 
 
 def _call(model: nn.Module, x: Tensor) -> Any:
@@ -177,8 +181,12 @@ def prepare(model: Forward, case: Case, x: Tensor) -> Executable:
     changes, executor = _parse(case.mode)
     module = Forward(model.model, model.run, DTYPES[case.dtype]).eval()
     clock = cuda_clock if x.is_cuda else wall_clock
+    if changes:
+        module = copy.deepcopy(module)
+    if 'fused' in changes:
+        fuse(module.model, x[:1], module.run)
     if 'channels_last' in changes:
-        module = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        module = module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     try:
@@ -251,8 +259,7 @@ def deviation(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
         float: The largest difference of an output, over the largest magnitude of its
         reference.
     """
-    return max(((y.float() - z.float()).abs().max() / z.float().abs().max()).item()
-               for y, z in zip(outputs, reference))
+    return max(relative_error(y.float(), z.float()) for y, z in zip(outputs, reference))
 
 
 def peak_memory(executable: Executable, device: str) -> float | None:

@@ -73,6 +73,7 @@ def test_what_cannot_be_measured(swift):
                         **settings))
 
     check(mode='channels_last+compile')
+    check(mode='fused+onnxruntime')
     for settings, message in (
             (dict(model='resnet5'), 'there is no model .resnet5.'),
             (dict(mode='fast'), "unknown mode 'fast'"),
@@ -92,7 +93,8 @@ def test_modes_compute_the_same(swift, monkeypatch):
     monkeypatch.setattr(torch, 'compile', functools.partial(
         torch.compile, backend='aot_eager'))  # compiling takes long
     modes = ('eager', 'channels_last', 'compile', 'torchscript', 'onnxruntime',
-             'channels_last+torchscript')
+             'channels_last+torchscript', 'fused', 'fused+channels_last+compile',
+             'fused+onnxruntime')
     for mode in modes:
         executors.check_mode(mode)
     plan = Plan((*make_cases([swift], modes, ['fp32'], [2], [(64, 96)]),
@@ -107,8 +109,10 @@ def test_modes_compute_the_same(swift, monkeypatch):
         assert timing.passes == 2 and timing.median > 0
         exact = timing.case.dtype == 'fp32'
         assert timing.deviation < 1e-5 if exact else 1e-5 < timing.deviation < 0.1
-        assert (timing.peak_mib is None) == (timing.case.mode == 'onnxruntime')
+        assert (timing.peak_mib is None) == ('onnx' in timing.case.mode)
     assert found[0].deviation == 0
+    fused = found[modes.index('fused')]
+    assert fused.deviation > 0 and fused.peak_mib < found[0].peak_mib
 
 
 def test_modes_run_what_they_say(swift):

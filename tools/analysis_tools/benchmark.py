@@ -7,8 +7,10 @@ their medians: it hardly depends on what else the machine does, and carries over
 machines far better than milliseconds.
 
 Modes: eager, compile (torch.compile), torchscript (traced, frozen, optimised for
-inference: the published way), onnxruntime (fp32). Behind channels_last, joined with +,
-weights and images are in that layout: channels_last+compile.
+inference: the published way), onnxruntime (fp32). Changes to the model come before,
+joined with +, as in fused+channels_last+compile: fused folds batch norms and scales
+(tools/deployment/fuse.py shows which), channels_last is the layout of weights and
+images.
 fp16 and bf16 are automatic mixed precision inside the model.
 
 Columns: ms is the median of a pass, of a whole batch; with --jobs it is the mean over
@@ -73,9 +75,9 @@ EXAMPLES = r"""examples:
         --mode torchscript --iterations 4000 --max-seconds 600
     python tools/analysis_tools/benchmark.py lowformer_b1 --device cuda \
         --mode torchscript --batch 200 --warmup 15
-  what compiling and the layout bring, at two sizes, to files:
+  what fusing, the layout and compiling bring, at two sizes, to files:
     python tools/analysis_tools/benchmark.py swiftformer_xs timm/resnet50 \
-        --mode eager channels_last compile onnxruntime --size 224 512 \
+        --mode eager fused fused+channels_last compile --size 224 512 \
         --out speed.csv speed.json
   backbones at detection size, as the configs of detectors have them:
     python tools/analysis_tools/benchmark.py soft_tiny_retinanet_1x \
@@ -130,8 +132,8 @@ def parse_args(argv=None):
                         help='.json file of an earlier run, to be shown, plotted or '
                         'converted; nothing is measured')
     parser.add_argument('--mode', nargs='+', default=['eager'], metavar='MODE',
-                        help='eager, compile, torchscript, onnxruntime; see above '
-                        '(default: eager)')
+                        help='eager, compile, torchscript, onnxruntime, fused, ..., '
+                        'see above (default: eager)')
     parser.add_argument('--dtype', nargs='+', default=['fp32'],
                         choices=['fp32', 'fp16', 'bf16'], help='(default: fp32)')
     parser.add_argument('--batch', nargs='+', type=positive, default=[1], metavar='N',
