@@ -1,0 +1,123 @@
+"""Which norms and scales of a model can be folded away for inference.
+
+Of every model a table: modules that simplify themselves (switch_to_deploy()), batch
+norms and the layer each is folded into, and norms that are left and why. Then the
+number of parameters before and after, and the deviation: the largest difference of an
+output on a random image, relative to the largest output. More than rounding is an
+error. Nothing is written: it is a report on what mm_efficient.deploy.fuse() does, and
+tools/analysis_tools/benchmark.py measures what it brings (--mode fused).
+
+Detectors of two stages are looked at up to their neck.
+"""
+import argparse
+import logging
+import sys
+
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.table import Table
+
+import mm_efficient  # noqa: F401
+from mm_efficient.analysis import find_model
+from mm_efficient.analysis.executors import fit_to_noise
+from mm_efficient.deploy import fuse
+from mm_efficient.engine import SetupError
+from mm_efficient.engine.setup import load_config
+from mm_efficient.visualization import load_model
+
+EXAMPLES = r"""examples:
+  variants, and models of other libraries:
+    python tools/deployment/fuse.py swiftformer_xs timm/resnet50 repvgg-a0_8xb32_in1k
+  a detector; a small image will do:
+    python tools/deployment/fuse.py swiftformer_l1_retinanet_1x --size 224
+  a trained segmentor:
+    python tools/deployment/fuse.py configs/seg/swiftformer_l1_upernet_160k.py \
+        --checkpoint iter_160000.pth
+"""
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'models', nargs='+', metavar='MODEL',
+        help='variant (soft_small), config file or its name, model of MMPretrain '
+        '(resnet50_8xb32_in1k) or timm (resnet50, timm/resnet50)')
+    parser.add_argument('--checkpoint', metavar='FILE',
+                        help='weights of the one config file that is given (default: '
+                        'random ones)')
+    parser.add_argument(
+        '--size', type=int, nargs='+', metavar='N',
+        help='side of the image, or height and width (default: 224 for classifiers, '
+        '800 1344 for detectors, 512 for segmentors)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the configs')
+    args = parser.parse_args(argv)
+    if args.size and (len(args.size) > 2 or min(args.size) < 1):
+        parser.error('--size takes the side of the image, or its height and width')
+    if args.checkpoint and (len(args.models) > 1 or not args.models[0].endswith('.py')):
+        parser.error('--checkpoint needs one config file as MODEL')
+    return args
+
+
+def fuse_model(subject, args):
+    """Build a model and fuse it; returns the report."""
+    if args.checkpoint:
+        cfg = load_config(args.models[0], args.cfg_options)
+        model = load_model(cfg, args.checkpoint)
+    else:
+        torch.manual_seed(0)
+        model = subject.build()
+    fit_to_noise(model)
+    run = subject.run
+    if hasattr(model, 'roi_head'):  # the second stage depends on the image
+        def run(model, x):
+            return model.extract_feat(x)
+    height, width = (args.size * 2)[:2] if args.size else subject.size
+    try:
+        return fuse(model, torch.randn(1, 3, height, width), run)
+    except SetupError:
+        raise
+    except Exception as error:  # of any library
+        raise SetupError(
+            f'{subject.name} cannot be run on an image of {height} x {width} pixels: '
+            f'{type(error).__name__}: {error}') from error
+
+
+def make_table(name, report):
+    """Table of a report."""
+    before, after = report.parameters
+    table = Table(
+        title=name, title_justify='left', caption_justify='left',
+        caption=f'{len(report.converted)} modules converted, {len(report.folded)} '
+        f'batch norms folded; {before / 1e6:.3f} M parameters before, '
+        f'{after / 1e6:.3f} M after; deviation {report.deviation:.0e}')
+    for column in ('module', 'class', 'folded into, or left because'):
+        table.add_column(column, overflow='fold')
+    for rows in (report.converted, report.folded, report.left):
+        for row in rows:
+            table.add_row(row.name or 'the model', row.kind, row.result)
+        table.add_section()
+    return table
+
+
+def main(argv=None):
+    """Fuse and print the tables."""
+    args = parse_args(argv)
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    console = Console(width=max(100, Console().width))
+    try:
+        subjects = [find_model(name, args.cfg_options) for name in args.models]
+        for subject in subjects:
+            console.print(make_table(subject.name, fuse_model(subject, args)))
+    except SetupError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
