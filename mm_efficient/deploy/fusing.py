@@ -83,22 +83,20 @@ def fuse(model: nn.Module, x: Tensor,
          run: Callable[[nn.Module, Tensor], Any] | None = None) -> FusionReport:
     """Fuse a model for inference, in place.
 
-    Outputs stay the same up to rounding, which is checked. The model is in eval mode
-    afterwards and cannot be trained any more.
+    Outputs stay the same up to rounding, which is checked. It is for inference only.
 
     Args:
         model (nn.Module): Any model.
-        x (Tensor): Images to observe it with, (B, 3, H, W), on its device; one small
-            image will do.
+        x (Tensor): One small image, (1, 3, H, W), on its device.
         run (Callable, optional): Calls the model with ``x`` and returns tensors,
-            possibly nested; given if that is not ``model(x)``. Defaults to None.
+            possibly nested. Defaults to None, ``model(x)``.
 
     Returns:
         FusionReport: What was folded, and what was not.
 
     Raises:
-        SetupError: If the outputs are no finite tensors, or change by more than
-            rounding. The model is not to be used then.
+        SetupError: If outputs are not finite or change by more than rounding, after
+            which the model is not to be used, or if there are none.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -111,16 +109,14 @@ def fuse(model: nn.Module, x: Tensor,
     parameters = _num_parameters(model)
     reference = tensors_of(run(model, x))
     if not reference:
-        raise SetupError(
-            f'{type(model).__name__} gives no tensors that tell whether fusing is '
-            'right; fuse its parts, such as its backbone.')
+        raise SetupError(f'{type(model).__name__} gives no tensors to check fusing by; '
+                         'fuse its parts, such as its backbone.')
     converted = _switch_to_deploy(model)
     flow = DataFlow(model)
     _compare(flow.observe(lambda: run(model, x)), reference, 'switch_to_deploy()')
-    folded, left = _fold_norms(model, flow)
+    rows = _fold_norms(model, flow)
     deviation = _compare(tensors_of(run(model, x)), reference, 'folding batch norms')
-    return FusionReport(converted, folded, left, deviation,
-                        (parameters, _num_parameters(model)))
+    return FusionReport(converted, *rows, deviation, (parameters, _num_parameters(model)))
 
 
 def tensors_of(value: Any) -> list[Tensor]:
