@@ -116,7 +116,8 @@ def fuse(model: nn.Module, x: Tensor,
     _compare(flow.observe(lambda: run(model, x)), reference, 'switch_to_deploy()')
     rows = _fold_norms(model, flow)
     deviation = _compare(tensors_of(run(model, x)), reference, 'folding batch norms')
-    return FusionReport(converted, *rows, deviation, (parameters, _num_parameters(model)))
+    return FusionReport(converted, *rows, deviation,
+                        (parameters, _num_parameters(model)))
 
 
 def tensors_of(value: Any) -> list[Tensor]:
