@@ -142,7 +142,8 @@ def build(name: str, device: str, backbone: bool = False) -> Forward:
             f'{name} has two stages: what the second does depends on the image. Time '
             'its backbone with --backbone, or the tested model with tools/test.py.')
     fit_to_noise(model)
-    return Forward(model.requires_grad_(False).to(device).eval(), run)
+    # In this order: eval() of OpenMMLab's ResNet and Swin themselves returns None
+    return Forward(model.requires_grad_(False).to(device), run).eval()
 
 
 def fit_to_noise(model: nn.Module):

@@ -129,6 +129,8 @@ def test_backbones_and_unfitted_models(swift):
     level = build('eco.py', 'cpu', backbone=True)(torch.randn(1, 3, 64, 64))[0]
     assert level.shape == (1, 8, 16, 16) and level.isfinite().all()
     x = torch.randn(1, 3, 64, 64)
+    resnet = build('resnet18_8xb32_in1k', 'cpu', backbone=True)
+    assert resnet(x)[0].shape == (1, 512, 2, 2) and not resnet.model.training
     assert build('timm/mobilenetv3_small_050', 'cpu', True)(x)[0].shape[2:] == (2, 2)
     assert build('timm/mobilenetv3_small_050', 'cpu')(x)[0].shape == (1, 1000)
 
