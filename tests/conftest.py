@@ -14,7 +14,7 @@ def no_default_scope():
 
 @pytest.fixture(autouse=True)
 def no_checkpoints_left(request):
-    """Remove the checkpoints of a test: pytest keeps folders, and they are gigabytes."""
+    """Remove a test's checkpoints: pytest keeps folders, and they are gigabytes."""
     yield
     folder = request.node.funcargs.get('tmp_path')
     for path in folder.rglob('*.pth') if folder else ():

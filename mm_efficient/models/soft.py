@@ -354,6 +354,8 @@ def _minimum(size: int, bound: int) -> int:
     """``min`` that keeps a size symbolic while exporting with dynamic sizes."""
     if isinstance(size, torch.SymInt):
         return torch.sym_min(size, bound)
+    if isinstance(size, Tensor):  # while tracing to TorchScript
+        return size.clamp(max=bound)
     return min(size, bound)
 
 

@@ -76,6 +76,9 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
     Returns:
         Tensor: (B, heads, N, d).
     """
+    if torch.jit.is_tracing():  # TorchScript has no such functions
+        kernel = gaussian_kernel(query, landmarks)
+        return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
     shape = query.shape
     out = _GaussianAttention.apply(
         query.flatten(0, 1), landmarks.flatten(0, 1), value.flatten(0, 1),
@@ -89,7 +92,7 @@ def _half_norm(x: Tensor) -> Tensor:
 
 def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
     """Slices of the tokens that keep K within ``CHUNK_ENTRIES``."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
         yield slice(None)
         return
     groups, tokens, _ = query.shape

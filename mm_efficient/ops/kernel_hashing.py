@@ -52,7 +52,10 @@ def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
         Tensor: (H, B, N, b), -1 or +1 (0 for a projection of exactly 0).
     """
     centred = anchor_kernel(query, anchors) - mean[:, None]
-    return _Sign.apply(centred @ projection.transpose(1, 2)[:, None])
+    projected = centred @ projection.transpose(1, 2)[:, None]
+    if torch.jit.is_tracing():  # TorchScript has no such functions
+        return projected.sign()
+    return _Sign.apply(projected)
 
 
 class _Sign(Function):

@@ -40,7 +40,10 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     row_sum = kernel.detach().sum(-1).amax(-1)[..., None, None]  # (B, heads, 1, 1)
     identity = torch.eye(m, dtype=kernel.dtype, device=kernel.device)
     regularized = kernel + REGULARIZER * identity
-    return _ImplicitInverse.apply(regularized, 1.8 / row_sum.square(), steps)
+    alpha = 1.8 / row_sum.square()
+    if torch.jit.is_tracing():  # TorchScript has no such functions
+        return _iterate(regularized, alpha, steps)
+    return _ImplicitInverse.apply(regularized, alpha, steps)
 
 
 def normalized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
@@ -101,6 +104,8 @@ def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
         Tensor: (B, heads, m, m), with gradients to ``kernel`` (symmetric, like
         it) and ``alpha`` whose memory does not grow with ``steps``.
     """
+    if torch.jit.is_tracing():
+        return _iterate(kernel, alpha, steps)
     return _NewtonIteration.apply(kernel, alpha, steps)
 
 

@@ -33,3 +33,32 @@ def _cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
     overlap = (torch.minimum(start + size / cells, entry + 1)
                - torch.maximum(start, entry)).clamp(min=0)
     return overlap * cells / size
+
+
+def adaptive_average(x: Tensor, height: int, width: int) -> Tensor:
+    """``F.adaptive_avg_pool2d`` as two matrix products.
+
+    Other than :func:`area_pool`, an entry that two cells share counts fully for both,
+    which is PyTorch's definition.
+
+    Args:
+        x (Tensor): (..., H, W), floating point.
+        height (int): Output rows.
+        width (int): Output columns.
+
+    Returns:
+        Tensor: (..., height, width).
+    """
+    rows = _shared_cell_weights(x.shape[-2], height, x)  # (height, H)
+    columns = _shared_cell_weights(x.shape[-1], width, x)  # (width, W)
+    return rows @ (x @ columns.t())
+
+
+def _shared_cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
+    """Weight of every entry in every cell's average, (cells, size)."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    entry = torch.arange(size, device=like.device)
+    start = cell * size // cells
+    end = ((cell + 1) * size + cells - 1) // cells
+    inside = ((entry >= start) & (entry < end)).to(like.dtype)
+    return inside / (end - start).to(like.dtype)

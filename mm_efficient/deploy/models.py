@@ -1,0 +1,440 @@
+"""Models as they are deployed: one module from images to tensors of known shapes.
+
+A whole model takes photographs as they are (RGB, 0 to 255): normalisation and padding
+are part of it, and so is what comes behind the network: decoding, suppression, argmax.
+It computes what the model's own prediction in PyTorch does, for images of one size. How
+many objects there are depends on the image: there are always as many rows as the
+config allows at most, those behind the objects with a score of 0 and the label -1.
+
+The names of inputs and outputs are MMDeploy's (https://github.com/open-mmlab/mmdeploy).
+"""
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from ..engine.checks import SetupError
+from ..ops.pooling import adaptive_average
+from .operators import pyramid_roi_align, suppress
+
+
+class DeployModel(nn.Module):
+    """What is deployed of a model.
+
+    Args:
+        model (nn.Module): The model, in eval mode; whole ones of OpenMMLab.
+    """
+
+    output_names: tuple[str, ...]
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        preprocessor = model.data_preprocessor
+        # Pipelines of OpenMMLab deliver BGR
+        self.rgb = bool(getattr(preprocessor, 'to_rgb', False) or getattr(
+            preprocessor, '_channel_conversion', False) or getattr(
+                preprocessor, 'channel_conversion', False))
+        self.normalize = hasattr(preprocessor, 'mean')
+        self.pad_divisor = getattr(preprocessor, 'pad_size_divisor', 1) or 1
+        self.pad_value = getattr(preprocessor, 'pad_value', 0)
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) of 0 to 255 -> normalised and padded, (B, 3, H', W')."""
+        x = image if self.rgb else image.flip(1)
+        if self.normalize:
+            preprocessor = self.model.data_preprocessor
+            x = (x - preprocessor.mean) / preprocessor.std
+        if self.pad_divisor > 1:
+            height, width = x.shape[2:]
+            x = F.pad(x, (0, -width % self.pad_divisor, 0, -height % self.pad_divisor),
+                      value=self.pad_value)
+        return x
+
+    def network(self, image: Tensor) -> Any:
+        """What the network gives for images, before anything is decided on it."""
+        raise NotImplementedError
+
+
+class DeployBackbone(nn.Module):
+    """A backbone: normalised images (B, C, H, W) to its levels.
+
+    Args:
+        backbone (nn.Module): From an image to a tuple of maps, with ``out_indices``.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.model = backbone
+        self.output_names = tuple(f'feat{i}' for i in backbone.out_indices)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> one map per level."""
+        return self.network(image)
+
+    def network(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The levels."""
+        return tuple(self.model(image))
+
+
+class DeployClassifier(DeployModel):
+    """A classifier: ``output`` are the probabilities of the classes."""
+
+    output_names = ('output', )
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """(B, 3, H, W) -> (B, num_classes)."""
+        return (self.network(image).softmax(-1), )
+
+    def network(self, image: Tensor) -> Tensor:
+        """Logits, (B, num_classes)."""
+        return self.model(self.preprocess(image), mode='tensor')
+
+
+class DeploySegmentor(DeployModel):
+    """A segmentor: ``output`` is the class of every pixel."""
+
+    output_names = ('output', )
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        if model.test_cfg.get('mode', 'whole') != 'whole':
+            raise SetupError(
+                "only segmentors that see the whole image can be exported, this one "
+                f'has model.test_cfg.mode={model.test_cfg.mode!r}; set it to whole.')
+        make_exportable(model)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """(B, 3, H, W) -> int64 (B, 1, H, W)."""
+        logits = self.network(image)[..., :image.shape[2], :image.shape[3]]
+        if logits.shape[1] == 1:  # of one class there are only yes and no
+            return ((logits.sigmoid() > self.model.decode_head.threshold).long(), )
+        return (logits.argmax(1, keepdim=True), )
+
+    def network(self, image: Tensor) -> Tensor:
+        """Logits at the size of the padded image, (B, num_classes, H', W')."""
+        x = self.preprocess(image)
+        size = x.shape[2:]
+        return self.model.encode_decode(
+            x, [dict(img_shape=size, pad_shape=size, ori_shape=size)])
+
+
+class DeployDenseDetector(DeployModel):
+    """A detector of one stage with anchors, as RetinaNet.
+
+    ``dets`` are corners x1, y1, x2, y2 in pixels of the image, and scores, best first;
+    ``labels`` the numbers of their classes.
+    """
+
+    output_names = ('dets', 'labels')
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B, K, 5) and int64 (B, K)."""
+        cfg = self.model.test_cfg
+        boxes, scores, labels, _ = dense_candidates(
+            self.model.bbox_head, self.network(image), image.shape[2:], cfg.nms_pre,
+            cfg.get('score_thr', 0), cfg.get('min_bbox_size', -1))
+        return best_boxes(boxes, scores, labels, cfg.nms, cfg.max_per_img)
+
+    def network(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of the classes and deltas of the boxes, of every level."""
+        return self.model.bbox_head(self.model.extract_feat(self.preprocess(image)))
+
+
+class DeployTwoStageDetector(DeployModel):
+    """Faster R-CNN or Mask R-CNN.
+
+    Outputs as of :class:`DeployDenseDetector`; ``masks``, if the model has any, are
+    probabilities on a grid over every box, see :func:`paste_masks`.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self.output_names = ('dets', 'labels', 'masks')[:2 + model.with_mask]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> (B, K, 5), int64 (B, K), and (B, K, 28, 28)."""
+        maps, dense = self.network(image)
+        size = image.shape[2:]
+        dets, labels = self._detect(maps, *self._propose(dense, size), size)
+        if not self.model.with_mask:
+            return dets, labels
+        return dets, labels, self._segment(maps, dets, labels)
+
+    def network(self, image: Tensor) -> tuple[Sequence[Tensor], tuple[list, list]]:
+        """Levels of the pyramid, and logits and deltas of the proposals on them."""
+        maps = self.model.extract_feat(self.preprocess(image))
+        return maps, self.model.rpn_head(maps)
+
+    def _propose(self, dense: tuple[list, list], size: Sequence[int]):
+        """Proposals (B, P, 4), and whether there is one, (B, P)."""
+        head = self.model.rpn_head
+        cfg = head.test_cfg
+        boxes, scores, _, levels = dense_candidates(
+            head, dense, size, cfg.nms_pre, None, cfg.get('min_bbox_size', -1))
+        dets, kept = best_boxes(boxes, scores, levels, cfg.nms, cfg.max_per_img)
+        return dets[..., :4], kept >= 0
+
+    def _detect(self, maps: Sequence[Tensor], proposals: Tensor, exists: Tensor,
+                size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Boxes with scores (B, K, 5), and labels (B, K)."""
+        roi_head = self.model.roi_head
+        head, cfg = roi_head.bbox_head, roi_head.test_cfg
+        batch, number = exists.shape[0], cfg.get('max_per_img', -1)
+        logits, deltas = head(extract_regions(
+            roi_head.bbox_roi_extractor, maps, proposals))
+        scores = logits.softmax(-1)[:, :-1]  # (B * P, classes)
+        classes = scores.shape[1]
+        boxes = head.bbox_coder.decode(
+            proposals.reshape(-1, 1, 4).expand(-1, deltas.shape[1] // 4, -1).reshape(
+                -1, 4), deltas.reshape(-1, 4), max_shape=size)
+        boxes = boxes.reshape(batch, -1, deltas.shape[1] // 4, 4).expand(
+            -1, -1, classes, -1)  # one box for all classes, or one for each
+        scores = scores.reshape(batch, -1, classes)
+        scores = scores * ((scores > cfg.score_thr) & exists[..., None])
+        labels = torch.arange(classes, device=scores.device).expand_as(scores)
+        return best_boxes(boxes.flatten(1, 2), scores.flatten(1), labels.flatten(1),
+                          cfg.nms, number)
+
+    def _segment(self, maps: Sequence[Tensor], dets: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities of the masks, (B, K, h, w)."""
+        roi_head = self.model.roi_head
+        masks = roi_head.mask_head(extract_regions(
+            roi_head.mask_roi_extractor, maps, dets[..., :4])).sigmoid()
+        index = labels.clamp(min=0).flatten()[:, None, None, None]
+        if masks.shape[1] == 1:  # one mask for all classes
+            index = torch.zeros_like(index)
+        masks = masks.gather(1, index.expand(-1, -1, *masks.shape[2:]))
+        return masks.reshape(*labels.shape, *masks.shape[2:])
+
+
+# --------------------------------------------------------------------- detection
+
+
+def dense_candidates(head: nn.Module, dense: tuple[list, list], size: Sequence[int],
+                     nms_pre: int, score_thr: float | None, min_size: float
+                     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best boxes of every level, before suppression, as MMDetection selects them.
+
+    Args:
+        head (nn.Module): Head of MMDetection with anchors.
+        dense (tuple[list, list]): What it gives: logits and deltas of every level.
+        size (Sequence[int]): Height and width of the image, which boxes are clipped to.
+        nms_pre (int): Boxes per level N.
+        score_thr (float, optional): Boxes with less or the same score are none. None
+            for no bound.
+        min_size (float): Boxes of less or the same width or height are none.
+
+    Returns:
+        tuple[Tensor, ...]: For all L levels boxes (B, L * N, 4), scores, 0 where there
+        is none, labels and levels, (B, L * N).
+    """
+    priors = head.prior_generator.grid_priors(
+        [level.shape[-2:] for level in dense[0]], dtype=dense[0][0].dtype,
+        device=dense[0][0].device)
+    found = []
+    for index, (logits, deltas, prior) in enumerate(zip(*dense, priors)):
+        batch, classes = logits.shape[0], head.cls_out_channels
+        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1, classes)
+        deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
+        scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[
+            ..., :-1]
+        classes = scores.shape[-1]
+        scores = scores.flatten(1)  # (B, anchors * classes)
+        if score_thr is not None:
+            scores = scores * (scores > score_thr)
+        # Levels with fewer are filled up: a number that depends on the size of the
+        # image cannot be asked for
+        scores, order = F.pad(scores, (0, nms_pre)).topk(nms_pre)  # (B, N)
+        anchor = order // classes * (scores > 0)
+        chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
+        boxes = head.bbox_coder.decode(
+            prior[anchor.flatten()], chosen.flatten(0, 1), max_shape=size)
+        found.append((boxes.reshape(batch, -1, 4), scores, order % classes,
+                      torch.full_like(order, index)))
+    boxes, scores, labels, levels = (torch.cat(part, 1) for part in zip(*found))
+    if min_size >= 0:
+        sides = boxes[..., 2:] - boxes[..., :2]
+        scores = scores * (sides > min_size).all(-1)
+    return boxes, scores, labels, levels
+
+
+def best_boxes(boxes: Tensor, scores: Tensor, groups: Tensor, nms: dict,
+               number: int) -> tuple[Tensor, Tensor]:
+    """Suppression within every group.
+
+    Args:
+        boxes (Tensor): (B, N, 4).
+        scores (Tensor): (B, N), 0 where there is no box.
+        groups (Tensor): int64, (B, N).
+        nms (dict): Config of ``type='nms'``.
+        number (int): Boxes K that are kept at most.
+
+    Returns:
+        tuple[Tensor, Tensor]: Boxes with scores, best first, (B, K, 5), and their
+        groups, -1 where there is no box, (B, K).
+    """
+    # As MMCV: groups are moved apart by the largest coordinate
+    largest = (boxes * (scores > 0)[..., None]).amax((1, 2))[:, None, None]
+    apart = boxes
+    if not nms.get('class_agnostic', False):
+        apart = boxes + groups[..., None].to(boxes.dtype) * (largest + 1)
+    index = suppress(apart, scores, nms['iou_threshold'], number)
+    exists = index >= 0
+    index = index.clamp(min=0)
+    dets = torch.cat([boxes, scores[..., None]], -1)
+    dets = dets.gather(1, index[..., None].expand(-1, -1, 5)) * exists[..., None]
+    return dets, torch.where(exists, groups.gather(1, index), -1)
+
+
+def extract_regions(extractor: nn.Module, maps: Sequence[Tensor], boxes: Tensor
+                    ) -> Tensor:
+    """Features of boxes, each from the level of its size.
+
+    Args:
+        extractor (nn.Module): ``SingleRoIExtractor``.
+        maps (Sequence[Tensor]): Levels; the first ones are used.
+        boxes (Tensor): (B, K, 4).
+
+    Returns:
+        Tensor: (B * K, C, size, size).
+    """
+    layers = extractor.roi_layers
+    image = torch.arange(boxes.shape[0], dtype=boxes.dtype, device=boxes.device)
+    image = image[:, None, None].expand(-1, boxes.shape[1], 1)
+    rois = torch.cat([image, boxes], -1).flatten(0, 1)  # (B * K, 5)
+    sides = rois[:, 3:] - rois[:, 1:3]
+    scale = sides.prod(-1).sqrt() / extractor.finest_scale + 1e-6
+    # floor(log2(scale)) within the levels, by comparisons: exact in every runtime
+    levels = sum((scale >= 2**i).long() for i in range(1, len(layers)))
+    return pyramid_roi_align(
+        maps[:len(layers)], rois, levels, [layer.spatial_scale for layer in layers],
+        layers[0].output_size[0], layers[0].sampling_ratio)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: Sequence[int],
+                threshold: float = 0.5) -> Tensor:
+    """Masks of boxes as masks of the image.
+
+    Args:
+        masks (Tensor): Probabilities on a grid over every box, (K, h, w).
+        boxes (Tensor): Corners, in pixels of the image, (K, 4).
+        size (Sequence[int]): Height and width of the image.
+        threshold (float): Probability from which a pixel counts. Defaults to 0.5.
+
+    Returns:
+        Tensor: bool, (K, H, W).
+    """
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+    if not len(masks):
+        return masks.new_zeros((0, *size), dtype=torch.bool)
+    pasted, _ = _do_paste_mask(masks[:, None], boxes, *size, skip_empty=False)
+    return pasted >= threshold
+
+
+# ------------------------------------------------------------------- what is what
+
+
+class AdaptiveAverage(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` that exports with dynamic sizes.
+
+    Args:
+        size (tuple[int, int]): Rows and columns of the output.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, *size)."""
+        return adaptive_average(x, *self.size)
+
+
+def make_exportable(model: nn.Module):
+    """Replace layers that are exported with known sizes only, by their equals.
+
+    Args:
+        model (nn.Module): Segmentor, changed in place.
+    """
+    from mmseg.models.utils import Upsample
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                size = _pair(child.output_size)
+                if size != (1, 1):
+                    setattr(module, name, AdaptiveAverage(size))
+            elif isinstance(child, Upsample) and not child.size:
+                setattr(module, name, nn.Upsample(
+                    scale_factor=child.scale_factor, mode=child.mode,
+                    align_corners=child.align_corners))
+
+
+def deploy_model(model: nn.Module) -> nn.Module:
+    """What is deployed of a whole model.
+
+    Args:
+        model (nn.Module): Classifier of MMPretrain, detector of MMDetection or
+            segmentor of MMSegmentation, in eval mode.
+
+    Returns:
+        nn.Module: Takes RGB photographs of 0 to 255, (B, 3, H, W), and returns a tuple
+        of tensors, named by ``output_names``.
+
+    Raises:
+        SetupError: If models of its kind cannot be deployed.
+    """
+    from mmpretrain.models import ImageClassifier
+    if isinstance(model, ImageClassifier):
+        return DeployClassifier(model)
+    if find_spec('mmseg'):
+        from mmseg.models import EncoderDecoder
+        if isinstance(model, EncoderDecoder):
+            return DeploySegmentor(model)
+    if find_spec('mmdet') and (detector := _detector(model)):
+        return detector(model)
+    raise SetupError(
+        f'{type(model).__name__} cannot be exported as a whole; expected an '
+        'ImageClassifier, an EncoderDecoder, a detector of one stage with a RetinaHead '
+        'or one of two stages with an RPNHead and a StandardRoIHead, with '
+        "suppression of type 'nms'. Its backbone can, with --backbone.")
+
+
+def _detector(model: nn.Module) -> type | None:
+    from mmdet.models import (
+        FCNMaskHead,
+        RetinaHead,
+        RPNHead,
+        SingleRoIExtractor,
+        SingleStageDetector,
+        StandardRoIHead,
+        TwoStageDetector,
+    )
+    cfg = model.test_cfg or {}
+    if isinstance(model, SingleStageDetector):
+        known = type(model.bbox_head) is RetinaHead and _plain(cfg)
+        return DeployDenseDetector if known else None
+    if not isinstance(model, TwoStageDetector):
+        return None
+    roi_head = model.roi_head
+    extractors = [roi_head.bbox_roi_extractor] + (
+        [roi_head.mask_roi_extractor] if model.with_mask else [])
+    known = (type(model.rpn_head) is RPNHead and type(roi_head) is StandardRoIHead
+             and not roi_head.with_shared_head
+             and all(type(e) is SingleRoIExtractor and _aligned(e) for e in extractors)
+             and (not model.with_mask or type(roi_head.mask_head) is FCNMaskHead)
+             and _plain(cfg.rpn) and _plain(cfg.rcnn))
+    return DeployTwoStageDetector if known else None
+
+
+def _plain(cfg: dict) -> bool:
+    return cfg['nms'].get('type', 'nms') == 'nms'
+
+
+def _aligned(extractor: nn.Module) -> bool:
+    layer = extractor.roi_layers[0]
+    return layer.aligned and layer.pool_mode == 'avg'

@@ -1,0 +1,71 @@
+"""What an exported model is compared on: photographs, and weights that all matter."""
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..datasets.scenes import draw_scene
+from ..visualization import read_photo
+
+BATCH = 2
+SCENE_SIZE = (224, 288)
+
+
+def photographs(files: Sequence[Path], size: tuple[int, int]) -> list[Tensor]:
+    """Batches of two sizes.
+
+    Args:
+        files (Sequence[Path]): Image files; without any, scenes are drawn.
+        size (tuple[int, int]): Height and width of the first batch. The second one is
+            a single image, lower and wider, whose sides are no multiples of anything.
+
+    Returns:
+        list[Tensor]: RGB of 0 to 255, float32: (2, 3, H, W) and (1, 3, H', W').
+    """
+    other = max(size[0] * 3 // 4 + 3, 35), size[1] * 5 // 4 + 1
+    if files:
+        photos = [read_photo(file) for file in files[:BATCH]]
+    else:
+        photos = [draw_scene(np.random.default_rng(seed), SCENE_SIZE).image
+                  for seed in range(BATCH)]
+    photos = (photos * BATCH)[:BATCH]  # of a single photograph two copies
+    return [_batch(photos, size), _batch(photos[-1:], other)]
+
+
+def _batch(photos: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+    images = [mmcv.imresize(photo, (size[1], size[0])) for photo in photos]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object], x: Tensor):
+    """Make every part of an untrained model count.
+
+    Models begin with branches that are switched off and with norms that do nothing:
+    all outputs would be alike, and every export of them right. Vectors (biases, scales)
+    are drawn around their mean, and batch norms get the statistics of a batch.
+
+    Args:
+        model (nn.Module): Changed in place, eval mode.
+        run (Callable): Calls the model.
+        x (Tensor): Images, at least two.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.numel() == max(parameter.shape):
+            mean = parameter.mean().round()
+            parameter.copy_(mean + 0.1 * torch.randn(parameter.shape,
+                                                     generator=generator))
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.
+        norm.train()
+    run(model, x)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()

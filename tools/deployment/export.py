@@ -1,0 +1,177 @@
+"""Export a model to ONNX, TorchScript, a program of torch.export or Core ML.
+
+What is exported of a whole model takes RGB photographs of 0 to 255 (float32), resized
+as its config says, and gives what its prediction in PyTorch does: normalisation,
+padding, decoding and suppression are part of it. Batch, height and width are free,
+unless --static or coreml. The file is compared with PyTorch on photographs of two sizes
+before it is kept.
+
+  input    (B, 3, H, W)
+  output   classification: probabilities (B, classes)
+           segmentation: class of every pixel (B, 1, H, W)
+  dets     detection: x1, y1, x2, y2 in pixels, score (B, K, 5), best first
+  labels   their classes (B, K); -1 and a score of 0 where there is no more
+  masks    probabilities on a grid over every box (B, K, 28, 28)
+  feat0.. --backbone: the levels, of normalised images
+"""
+import argparse
+import logging
+import sys
+
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.status import Status
+
+import mm_efficient  # noqa: F401
+from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
+from mm_efficient.deploy.models import deploy_model
+from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.engine import SetupError
+from mm_efficient.engine.setup import load_config
+from mm_efficient.visualization import (
+    check_output,
+    dataset_meta,
+    find_images,
+    load_model,
+    model_input,
+)
+
+EXAMPLES = r"""examples:
+  a detector, with everything from the photograph to the boxes:
+    python tools/deployment/export.py configs/det/soft_small_maskrcnn_1x.py \
+        epoch_12.pth --image photo.jpg --out soft_small_maskrcnn.onnx
+  a classifier for a fixed size, as TorchScript:
+    python tools/deployment/export.py configs/cls/lowformer_b1_300e.py \
+        lowformer_b1.pth --size 224 --static --out lowformer_b1.pt
+  the backbone of a segmentor:
+    python tools/deployment/export.py configs/seg/swiftformer_l1_fpn_40k.py \
+        iter_40000.pth --backbone --out swiftformer_l1.onnx
+  a classifier for Apple's devices (pip install 'mm-efficient[coreml]'):
+    python tools/deployment/export.py configs/cls/swiftformer_xs_300e.py \
+        swiftformer_xs.pth --out swiftformer_xs.mlpackage
+  TensorRT, from an ONNX file: see docs/deployment.md
+"""
+DEFAULT_SIZES = dict(mmpretrain=(224, 224), mmdet=(256, 320), mmseg=(256, 320))
+
+
+def image_size(text):
+    """``224`` or ``800x1344`` as height and width."""
+    try:
+        sides = [int(side) for side in text.lower().split('x')]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 32:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no size; expected 224, or 800x1344 (height x width), of at '
+            'least 32')
+    return sides[0], sides[-1]
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file of any task')
+    parser.add_argument('checkpoint', nargs='?',
+                        help='checkpoint file (default: random weights, which is good '
+                        'for timing)')
+    parser.add_argument('--out', required=True, metavar='FILE',
+                        help='file to write; .onnx, .pt (TorchScript), .pt2 '
+                        '(torch.export) or .mlpackage (Core ML) says the format')
+    parser.add_argument('--backbone', action='store_true', help='the backbone alone')
+    parser.add_argument('--size', type=image_size, metavar='SIZE',
+                        help='224, or 800x1344, height x width: size of a static '
+                        'export, and of the first comparison (default: 224, 256x320 '
+                        'for detection and segmentation)')
+    parser.add_argument('--static', action='store_true',
+                        help='one image of --size only')
+    parser.add_argument('--no-fuse', dest='fuse', action='store_false',
+                        help='do not fold norms and scales into other layers')
+    parser.add_argument('--image', metavar='PATH',
+                        help='photograph or folder to compare on; of a detector better '
+                        'with objects of its classes (default: generated scenes)')
+    parser.add_argument('--mini', action='store_true',
+                        help='for a checkpoint that was trained with --mini')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE', help='override settings of the config')
+    return parser.parse_args(argv)
+
+
+def format_of(path):
+    """The format that the name of a file asks for."""
+    for name, suffix in SUFFIXES.items():
+        if path.endswith(suffix):
+            return name
+    raise SetupError(f'--out {path}: expected a name that ends with '
+                     f'{", ".join(SUFFIXES.values())}.')
+
+
+def prepare(args):
+    """Everything that is checked and read before the export.
+
+    Returns:
+        tuple: The model, batches to compare on, and metadata.
+    """
+    check_output(args.out, [SUFFIXES[format_of(args.out)]])
+    check_format(format_of(args.out), args.out)
+    files = find_images(args.image) if args.image else []
+    cfg = load_config(args.config, args.cfg_options, args.mini)
+    model = load_model(cfg, args.checkpoint)
+    size = args.size or DEFAULT_SIZES[cfg.default_scope]
+    batches = photographs(files, size)
+    meta = dataset_meta(cfg, {})
+    metadata = dict(config=args.config, task=cfg.default_scope,
+                    classes=list(meta['classes']), input='RGB, 0 to 255')
+    first = batches[0][0].permute(1, 2, 0).byte().numpy()
+    model_input(model, first)  # fits hash functions that are not
+    if not args.checkpoint:
+        randomize(deploy_model(model), lambda module, x: module.network(x), batches[0])
+    if args.backbone:
+        metadata['input'] = 'normalised'
+        batches = [torch.cat([model_input(model, image.permute(1, 2, 0).byte().numpy())
+                              for image in batch]) for batch in batches]
+        model = model.backbone
+    return model, batches, metadata
+
+
+def print_export(result, console):
+    """What was folded, how well it agrees, of which operators it is."""
+    if result.fusion is not None:
+        console.print(f'folded: {len(result.fusion.folded)} norms, '
+                      f'{len(result.fusion.converted)} scales and the like '
+                      '(tools/deployment/fuse.py lists them)')
+    for each in result.agreements:
+        console.print(f'compared with PyTorch, {each}')
+        if not each.figures.get('boxes', 1):
+            console.print('  no box to compare: name a photograph with --image that '
+                          'the model finds something in')
+    if result.operators:
+        console.print('operators: ' + ', '.join(
+            f'{name} {number}' for name, number in result.operators.items()))
+
+
+def main(argv=None):
+    """Export as the command line says."""
+    args = parse_args(argv)
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    console = Console()
+    try:
+        model, batches, metadata = prepare(args)
+        with Status('', console=Console(stderr=True)) as status:
+            result = export(
+                model, args.out, batches, format=format_of(args.out),
+                backbone=args.backbone, fused=args.fuse, static=args.static,
+                metadata=metadata, progress=status.update)
+    except SetupError as error:
+        sys.exit(f'error: {error}')
+    print_export(result, console)
+    if not result.agreements:
+        console.print('not compared: Core ML runs on Apple\'s systems only')
+    print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
