@@ -34,10 +34,9 @@ ONEDL = [
     'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmpretrain>=1.3.6',
     'onedl-mmdetection>=3.5.1', 'onedl-mmsegmentation>=1.4.2'
 ]
-DEV = [
-    'onnx', 'onnxruntime', 'onnxscript', 'pre-commit', 'pytest', 'ruff',
-    'tensorboard'
-]
+ONNX = ['onnx', 'onnxruntime', 'onnxscript']
+COREML = ['coremltools>=9.0']
+DEV = ONNX + ['pre-commit', 'pytest', 'ruff', 'tensorboard']
 
 
 class BuildWithMim(build_py):
@@ -115,6 +114,8 @@ setup(
         seg=SEG,
         all=sorted(set(DET + SEG)),
         onedl=ONEDL,
+        onnx=ONNX,
+        coreml=COREML,
         dev=DEV,
         docs=['mkdocs>=1.6']),
     cmdclass=dict(build_py=BuildWithMim),
