@@ -1,4 +1,10 @@
 """From a trained model to one that is deployed."""
+from .exporting import Export, check_format, export, load
 from .fusing import FusionReport, fuse
+from .models import deploy_model, paste_masks
+from .samples import photographs, randomize
 
-__all__ = ['FusionReport', 'fuse']
+__all__ = [
+    'Export', 'FusionReport', 'check_format', 'deploy_model', 'export', 'fuse', 'load',
+    'paste_masks', 'photographs', 'randomize'
+]

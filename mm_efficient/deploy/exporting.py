@@ -33,6 +33,9 @@ from .verification import Agreement, compare, predict
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.pt', 'torch-export': '.pt2',
             'coreml': '.mlpackage'}
 INPUT_NAME = 'input'
+# What is traced to leave shapes free: sizes that agree by chance would be taken for the
+# same one, and a batch or a level of one for a constant
+TRACED_BATCH, TRACED_SIZE = 2, (256, 320)
 MIN_TORCH = (2, 6)
 
 
@@ -51,12 +54,13 @@ class Export:
     operators: dict[str, int] = field(default_factory=dict)
 
 
-def check_format(format: str, path: str | Path):
+def check_format(format: str, path: str | Path, half: bool = False):
     """Check that a format can be written here.
 
     Args:
         format (str): One of ``SUFFIXES``.
         path (str | Path): The file it is for.
+        half (bool): Whether it is to be in float16. Defaults to False.
 
     Raises:
         SetupError: If it is unknown, needs what is not installed, or the name of the
@@ -68,6 +72,9 @@ def check_format(format: str, path: str | Path):
     if Path(path).suffix != SUFFIXES[format]:
         raise SetupError(f'{path}: the name of a file of format {format} ends with '
                          f'{SUFFIXES[format]}.')
+    if half and format != 'coreml':
+        raise SetupError(f'float16 is a choice of format coreml, asked for {format}; '
+                         'other runtimes convert files themselves.')
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
     if version < MIN_TORCH:
         raise SetupError(f'exporting needs torch {".".join(map(str, MIN_TORCH))} or '
@@ -84,7 +91,7 @@ def check_format(format: str, path: str | Path):
 
 def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
            format: str = 'onnx', backbone: bool = False, fused: bool = True,
-           static: bool = False, metadata: dict | None = None,
+           static: bool = False, half: bool = False, metadata: dict | None = None,
            progress: Callable[[str], None] | None = None) -> Export:
     """Export a model, and keep the file if it predicts what the model does.
 
@@ -101,6 +108,8 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
             Defaults to True.
         static (bool): For batches of one image of one size only; always so for Core
             ML. Defaults to False.
+        half (bool): Weights and arithmetic of a Core ML package in float16.
+            Defaults to False.
         metadata (dict, optional): What to note in an ONNX file, strings or what JSON
             can hold. Defaults to None.
         progress (Callable, optional): Told what is done next. Defaults to None.
@@ -111,7 +120,7 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
     Raises:
         SetupError: If the model cannot be exported, or the file predicts otherwise.
     """
-    check_format(format, path)
+    check_format(format, path, half)
     static = static or format == 'coreml'
     if static:
         size = images[0].shape[2:]
@@ -129,15 +138,19 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         progress('folding')
         fusion = fuse(module, images[0][:1], lambda module, x: module.network(x))
     result = Export(fusion)
+    progress(f'exporting to {format}')
+    if format == 'coreml':
+        export_coreml(module, images[0].contiguous(), path,
+                      output_names=module.output_names, input_name=INPUT_NAME,
+                      half=half)
+        return result
     with _draft(path) as draft:
-        progress(f'exporting to {format}')
         _write(module, draft, images[0], format, static, metadata or {})
         if format == 'onnx':
             result.operators = onnx_operators(draft)
-        if format != 'coreml':
-            progress('comparing with PyTorch')
-            run = load(draft, format)
-            result.agreements = [compare(run, *pair) for pair in zip(images, expected)]
+        progress('comparing with PyTorch')
+        run = load(draft, format)
+        result.agreements = [compare(run, *pair) for pair in zip(images, expected)]
         wrong = [str(each) for each in result.agreements if not each.agrees]
         if wrong:
             raise SetupError(
@@ -154,8 +167,6 @@ def _draft(path: str | Path):
     try:
         draft = folder / path.name
         yield draft
-        if path.is_dir():
-            shutil.rmtree(path)
         os.replace(draft, path)
     finally:
         shutil.rmtree(folder)
@@ -168,19 +179,10 @@ def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
         with torch.no_grad(), warnings.catch_warnings(), \
                 contextlib.redirect_stdout(io.StringIO()):  # exporters talk
             warnings.simplefilter('ignore')
-            if format == 'coreml':
-                export_coreml(module, x[:1], path, output_names=module.output_names,
-                              input_name=INPUT_NAME)
-                return
-            # Two images, of unequal sides: sizes that agree by chance would be taken
-            # for the same one, and a batch of one for a constant
-            height, width = x.shape[2:]
-            x = x[:1] if static else x.new_zeros(
-                2, x.shape[1], height, width + 32 * (height == width))
-            writer = dict(onnx=_write_onnx, torchscript=_write_torchscript)
-            writer.get(format, _write_program)(module, path, x, static, metadata)
-    except SetupError:
-        raise
+            x = x[:1] if static else x.new_zeros(TRACED_BATCH, x.shape[1], *TRACED_SIZE)
+            writers = {'onnx': _write_onnx, 'torchscript': _write_torchscript,
+                       'torch-export': _write_program}
+            writers[format](module, path, x, static, metadata)
     except Exception as error:  # of any exporter
         reason = (str(error).strip().splitlines() or [''])[0]
         raise SetupError(f'the model cannot be exported to {format}: '

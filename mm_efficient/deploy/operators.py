@@ -36,6 +36,9 @@ def _pyramid_roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor,
     return out
 
 
+if not hasattr(torch.library, 'custom_op'):
+    raise ImportError('mm_efficient.deploy needs torch 2.4 or later, this is '
+                      f'{torch.__version__}')
 _suppress_op = torch.library.custom_op(
     'mm_efficient::suppress', _suppress, mutates_args=())
 _pyramid_roi_align_op = torch.library.custom_op(

@@ -38,7 +38,8 @@ def photographs(files: Sequence[Path], size: tuple[int, int]) -> list[Tensor]:
 
 def _batch(photos: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
     images = [mmcv.imresize(photo, (size[1], size[0])) for photo in photos]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return batch.float().contiguous()
 
 
 @torch.no_grad()

@@ -25,9 +25,14 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
-from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
-from mm_efficient.deploy.models import deploy_model
-from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.deploy import (
+    check_format,
+    deploy_model,
+    export,
+    photographs,
+    randomize,
+)
+from mm_efficient.deploy.exporting import SUFFIXES
 from mm_efficient.engine import SetupError
 from mm_efficient.engine.setup import load_config
 from mm_efficient.visualization import (
@@ -88,6 +93,9 @@ def parse_args(argv=None):
                         'for detection and segmentation)')
     parser.add_argument('--static', action='store_true',
                         help='one image of --size only')
+    parser.add_argument('--half', action='store_true',
+                        help='Core ML: float16, which the Neural Engine needs '
+                        '(SwiftFormer and LowFormer)')
     parser.add_argument('--no-fuse', dest='fuse', action='store_false',
                         help='do not fold norms and scales into other layers')
     parser.add_argument('--image', metavar='PATH',
@@ -116,8 +124,8 @@ def prepare(args):
         tuple: The model, batches to compare on, and metadata.
     """
     check_output(args.out, [SUFFIXES[format_of(args.out)]])
-    check_format(format_of(args.out), args.out)
-    files = find_images(args.image) if args.image else []
+    check_format(format_of(args.out), args.out, args.half)
+    files = find_images(args.image)[:2] if args.image else []
     cfg = load_config(args.config, args.cfg_options, args.mini)
     model = load_model(cfg, args.checkpoint)
     size = args.size or DEFAULT_SIZES[cfg.default_scope]
@@ -164,12 +172,12 @@ def main(argv=None):
             result = export(
                 model, args.out, batches, format=format_of(args.out),
                 backbone=args.backbone, fused=args.fuse, static=args.static,
-                metadata=metadata, progress=status.update)
+                half=args.half, metadata=metadata, progress=status.update)
     except SetupError as error:
         sys.exit(f'error: {error}')
     print_export(result, console)
     if not result.agreements:
-        console.print('not compared: Core ML runs on Apple\'s systems only')
+        console.print("not compared: Core ML runs on Apple's systems only")
     print(f'written: {args.out}')
 
 

@@ -1,0 +1,47 @@
+"""Whole models of our configs, with one block per stage, that find something."""
+from pathlib import Path
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mm_efficient.deploy.models import deploy_model
+from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.engine.setup import load_config
+from mm_efficient.models import PyramidBackbone
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+def small_model(name, **options):
+    """The model of a config, such as ``det/soft_tiny_retinanet_1x``."""
+    cfg = load_config(str(CONFIGS / f'{name}.py'), {'num_classes': 7, **options})
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        with torch.device('meta'):
+            arch = MODELS.build(cfg.model.backbone).arch_settings
+        cfg.model.backbone.arch = {**arch, 'depths': [1, 1, 1, 1]}
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model).eval()
+    images = small_images()[0]
+    if isinstance(model.backbone, PyramidBackbone):
+        model.backbone.fit((images - 128) / 64)
+    find_something(model)
+    randomize(deploy_model(model), lambda module, x: module.network(x), images)
+    return model
+
+
+def find_something(model):
+    """Without training nothing has a score of 0.05."""
+    if hasattr(model, 'roi_head'):
+        model.rpn_head.rpn_cls.weight.data.normal_(0, 0.1)
+        model.roi_head.bbox_head.fc_cls.weight.data.normal_(0, 0.2)
+        model.roi_head.bbox_head.fc_reg.weight.data.normal_(0, 0.01)
+        if model.with_mask:
+            nn.init.normal_(model.roi_head.mask_head.conv_logits.weight, 0, 0.2)
+    elif hasattr(model, 'bbox_head'):
+        model.bbox_head.retina_cls.weight.data.normal_(0, 0.02)
+
+
+def small_images():
+    """Batches of two sizes."""
+    return photographs([], (96, 128))

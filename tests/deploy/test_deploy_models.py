@@ -1,0 +1,112 @@
+"""What is deployed predicts what the models of OpenMMLab themselves do."""
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from small_models import small_images, small_model
+
+from mm_efficient.deploy.models import AdaptiveAverage, deploy_model, paste_masks
+from mm_efficient.deploy.verification import predict
+from mm_efficient.engine import SetupError
+from mm_efficient.hub import configs_folder
+
+NAMES = ['det/swiftformer_xs_retinanet_1x', 'det/lowformer_b0_maskrcnn_1x']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_detectors(name):
+    model = small_model(name)
+    deployed, numbers = deploy_model(model), []
+    for images in small_images():
+        with torch.no_grad():
+            dets, labels, *masks = deployed(images)
+        assert dets.shape == (len(images), 100, 5) and labels.dtype == torch.int64
+        for i, sample in enumerate(predict(model, images)):
+            truth = sample.pred_instances
+            numbers.append(n := len(truth))
+            assert torch.equal(dets[i, :n, :4], truth.bboxes)
+            assert torch.equal(dets[i, :n, 4], truth.scores)
+            assert torch.equal(labels[i, :n], truth.labels)
+            assert (labels[i, n:] == -1).all() and (dets[i, n:] == 0).all()
+            if masks:
+                pasted = paste_masks(masks[0][i, :n], dets[i, :n, :4], images.shape[2:])
+                assert 0 < pasted.float().mean() < 1
+                assert (pasted == truth.masks).float().mean() > 0.9999
+    assert min(numbers) > 5  # or there is nothing to compare
+    # Padding is seen by the network, but has no boxes
+    assert images.shape[3] % 32 and dets[..., 2].max() <= images.shape[3]
+
+
+def test_detector_without_masks_and_with_boxes_of_all_classes():
+    options = {'model.roi_head.mask_head': None,
+               'model.roi_head.mask_roi_extractor': None,
+               'model.roi_head.bbox_head.reg_class_agnostic': True}
+    model = small_model('det/lowformer_b0_maskrcnn_1x', **options)
+    images = small_images()[0]
+    with torch.no_grad():
+        dets, labels = deploy_model(model)(images)
+    for i, sample in enumerate(predict(model, images)):
+        n = len(sample.pred_instances)
+        assert n and (labels[i] >= 0).sum() == n
+        assert torch.equal(dets[i, :n, :4], sample.pred_instances.bboxes)
+
+
+@pytest.mark.parametrize('name', ['seg/lowformer_b0_upernet_160k',
+                                  'seg/swiftformer_xs_fpn_40k'])
+def test_segmentors(name):
+    model = small_model(name)
+    expected = [predict(model, images) for images in small_images()]
+    deployed = deploy_model(model)  # with layers that export
+    for images, samples in zip(small_images(), expected):
+        with torch.no_grad():
+            labels, = deployed(images)
+        truth = torch.stack([sample.pred_sem_seg.data for sample in samples])
+        assert labels.shape == truth.shape and len(truth.unique()) > 1
+        assert (labels == truth).float().mean() > 0.9999
+
+
+def test_classifiers():
+    model = small_model('cls/swiftformer_xs_300e')
+    images = small_images()[0]
+    with torch.no_grad():
+        scores, = deploy_model(model)(images)
+    expected = torch.stack([s.pred_score for s in predict(model, images)])
+    torch.testing.assert_close(scores, expected)
+    assert expected.std(1).min() > 1e-3  # not all alike
+
+
+def test_models_that_see_bgr():
+    cfg = Config.fromfile(configs_folder() / 'cls' / 'lowformer_b0_300e.py')
+    cfg.model.data_preprocessor.to_rgb = False
+    cfg.model.backbone.out_indices = (3, )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model).eval()
+    images = small_images()[0]
+    x = deploy_model(model).preprocess(images)
+    data = dict(inputs=images.flip(1))  # BGR, as pipelines deliver it
+    torch.testing.assert_close(x, model.data_preprocessor(data)['inputs'])
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (6, 6), (7, 5)])
+def test_adaptive_average(size):
+    for shape in ((7, 9), (64, 48), (6, 13)):
+        x = torch.randn(2, 3, *shape, dtype=torch.float64)
+        torch.testing.assert_close(AdaptiveAverage(size)(x),
+                                   F.adaptive_avg_pool2d(x, size), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize('options', [
+    {'model.test_cfg.rcnn.nms.type': 'soft_nms'},
+    {'model.roi_head.bbox_roi_extractor.roi_layer.aligned': False},
+])
+def test_detectors_that_are_something_else_are_refused(options):
+    with pytest.raises(SetupError, match='MaskRCNN cannot be exported as a whole.*'
+                                         '--backbone'):
+        small_model('det/lowformer_b0_maskrcnn_1x', **options)
+
+
+def test_sliding_windows_are_refused():
+    slide = dict(mode='slide', crop_size=(64, 64), stride=(32, 32))
+    with pytest.raises(SetupError, match="mode='slide'; set it to whole"):
+        small_model('seg/lowformer_b0_upernet_160k', **{'model.test_cfg': slide})

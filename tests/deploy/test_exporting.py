@@ -1,0 +1,173 @@
+"""Exports of every family and task, compared with PyTorch; and what is refused."""
+import json
+
+import pytest
+import torch
+from ml_program import compute
+from small_models import small_images, small_model
+
+from mm_efficient.deploy import exporting
+from mm_efficient.deploy.exporting import SUFFIXES, check_format, export, load
+from mm_efficient.deploy.models import deploy_model
+from mm_efficient.deploy.verification import compare, predict
+from mm_efficient.engine import SetupError
+
+pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxscript')
+
+# Exporting takes long: every family and every task once (small_model has one block per
+# stage); of the backbones see test_contract.py
+EXPORTS = [
+    ('det/lowformer_b0_maskrcnn_1x', 'onnx'),
+    ('seg/swiftformer_xs_upernet_160k', 'onnx'),
+    ('seg/ecoformer_pvt_b0_fpn_80k', 'onnx'),
+    ('cls/reduceformer_b1_300e', 'onnx'),
+    ('det/soft_tiny_retinanet_1x', 'torchscript'),
+    ('cls/ecoformer_twins_s_30e', 'torchscript'),
+    ('seg/lowformer_b0_fpn_80k', 'torch-export'),
+]
+
+
+@pytest.mark.parametrize('name, format', EXPORTS)
+def test_agrees_with_pytorch(name, format, tmp_path):
+    model, path = small_model(name), tmp_path / f'model{SUFFIXES[format]}'
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = export(model, path, small_images(), format=format)
+    assert [each.shape for each in result.agreements] == [(2, 3, 96, 128),
+                                                          (1, 3, 75, 161)]
+    for each in result.agreements:
+        assert each.agrees
+        assert each.figures.get('boxes', 9) > 5  # there is something to compare
+        assert each.figures.get('pixels', 0) < 0.01
+        assert each.figures.get('pixels of the same class', 1) > 0.999
+        assert each.figures.get('scores', 0) < 1e-4
+    # The model is as it was, and the file can be loaded by itself
+    assert all(torch.equal(value, before[key])
+               for key, value in model.state_dict().items())
+    assert list(tmp_path.iterdir()) == [path]
+    x = torch.cat([small_images()[1]] * 3)  # another batch
+    assert compare(load(path, format), x, predict(model, x)).agrees
+
+
+def test_backbone_with_metadata(tmp_path):
+    import onnx
+    model = small_model('seg/lowformer_b0_fpn_80k').backbone
+    path = tmp_path / 'backbone.onnx'
+    batches = [(images - 128) / 64 for images in small_images()]
+    result = export(model, path, batches, backbone=True,
+                    metadata=dict(classes=['a', 'b'], input='normalised'))
+    assert max(value for each in result.agreements
+               for value in each.figures.values()) < 1e-5
+    file = onnx.load(path)
+    properties = {each.key: each.value for each in file.metadata_props}
+    assert json.loads(properties['classes']) == ['a', 'b']
+    assert properties['input'] == 'normalised'
+    assert [node.name for node in file.graph.output] == [f'feat{i}' for i in range(4)]
+    free = [d.dim_param for d in file.graph.input[0].type.tensor_type.shape.dim]
+    assert free == ['batch', '', 'height', 'width']
+    assert sum(result.operators.values()) == len(file.graph.node)
+    assert 'BatchNormalization' not in result.operators
+
+
+def test_static(tmp_path):
+    import onnx
+    model = small_model('cls/lowformer_b0_300e')
+    result = export(model, tmp_path / 'a.onnx', small_images(), static=True,
+                    fused=False)
+    assert [each.shape for each in result.agreements] == [(1, 3, 96, 128)]
+    assert result.fusion is None
+    graph = onnx.load(tmp_path / 'a.onnx').graph
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [
+        1, 3, 96, 128]
+
+
+@pytest.mark.parametrize('name', ['cls/lowformer_b0_300e', 'seg/lowformer_b0_fpn_80k',
+                                  'det/swiftformer_xs_maskrcnn_1x'])
+def test_what_predicts_otherwise_is_not_kept(name, tmp_path, monkeypatch):
+    model, path = small_model(name), tmp_path / 'model.pt'
+    path.write_text('what was there before')
+    write = exporting._write_torchscript
+
+    def spoil(module, *args):
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.data *= 1.01
+        write(module, *args)
+    monkeypatch.setattr(exporting, '_write_torchscript', spoil)
+    with pytest.raises(SetupError, match='does not predict.*\n  2 x 3 x 96 x 128: '):
+        export(model, path, small_images(), format='torchscript')
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == 'what was there before'
+
+
+def test_core_ml(tmp_path):
+    pytest.importorskip('coremltools')
+    model, path = small_model('cls/lowformer_b0_300e'), tmp_path / 'a.mlpackage'
+    result = export(model, path, small_images(), format='coreml')
+    assert not result.agreements and len(result.fusion.folded) > 5
+    images = small_images()[0][:1]
+    scores = compute(path, {'input': images})['output']
+    torch.testing.assert_close(scores[0], predict(model, images)[0].pred_score.double(),
+                               rtol=1e-3, atol=1e-6)
+    with pytest.raises(SetupError, match='cannot be exported to Core ML: .*suppress'):
+        export(small_model('det/lowformer_b0_retinanet_1x'), path, small_images(),
+               format='coreml')
+
+
+def test_what_cannot_be_exported(tmp_path, monkeypatch):
+    model = small_model('cls/lowformer_b0_300e')
+
+    def fail(*args):
+        raise RuntimeError('no such operator\nand more')
+    monkeypatch.setattr(exporting, '_write_torchscript', fail)
+    with pytest.raises(SetupError, match='to torchscript: RuntimeError: no such oper'):
+        export(model, tmp_path / 'a.pt', small_images(), format='torchscript')
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_are_checked(monkeypatch):
+    with pytest.raises(SetupError, match="unknown format 'caffe'; expected one of on"):
+        check_format('caffe', 'a.caffe')
+    with pytest.raises(SetupError, match='float16 is a choice of format coreml'):
+        check_format('onnx', 'a.onnx', half=True)
+    with pytest.raises(SetupError, match=r'format onnx ends with \.onnx'):
+        check_format('onnx', 'a.pt')
+    monkeypatch.setitem(__import__('sys').modules, 'onnxscript', None)
+    with pytest.raises(SetupError, match=r"needs onnxscript.*'mm-efficient\[onnx\]'"):
+        check_format('onnx', 'a.onnx')
+
+
+def test_comparison_sees_every_difference():
+    model = small_model('det/lowformer_b0_maskrcnn_1x')
+    images = small_images()[1]
+    expected = predict(model, images)
+    truth = expected[0].pred_instances
+    with torch.no_grad():
+        outputs = deploy_model(model)(images)
+    n = len(truth)
+
+    def changed(index, change):
+        copies = [output.clone() for output in outputs]
+        change(copies[index])
+        return compare(lambda x: copies, images, expected)
+    assert changed(0, lambda dets: None).agrees
+
+    def away(dets):
+        dets[:, :n, 0] += 1
+
+    def unsure(dets):
+        dets[:, :n, 4] -= 0.01
+
+    def other(labels):
+        labels[:, :n] = (labels[:, :n] + 1) % 7
+
+    def none(labels):
+        labels[:] = -1
+
+    def empty(masks):
+        masks[:] = 0
+    for index, change, figure in ((0, away, 'matched'), (0, unsure, 'matched'),
+                                  (1, other, 'matched'), (1, none, 'matched'),
+                                  (2, empty, 'overlap of masks')):
+        result = changed(index, change)
+        assert not result.agrees and result.figures[figure] < 0.5, change

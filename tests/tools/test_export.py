@@ -1,0 +1,82 @@
+"""tools/deployment/export.py, on real files."""
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mm_efficient.datasets.scenes import draw_scene
+from mm_efficient.deploy import load
+
+pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxscript')
+
+CONFIG = """
+_base_ = '{}'
+model = dict(
+    backbone=dict(_delete_=True, type='SwiftFormer', arch=dict(
+        embed_dims=[16, 32, 48, 64], depths=[1, 1, 1, 1])),
+    head=dict(in_channels=64, num_classes=5))
+"""
+
+
+@pytest.fixture
+def small(config, tmp_path, monkeypatch):
+    """A small classifier of our configs, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / 'small.py'
+    path.write_text(CONFIG.format(config('cls/swiftformer_xs_300e.py')))
+    return str(path)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / 'photo.png'
+    image = draw_scene(np.random.default_rng(0), (90, 120)).image
+    cv2.imwrite(str(path), image[..., ::-1])
+    return str(path)
+
+
+def test_classifier_on_a_photograph(tool, small, photo, tmp_path, capsys):
+    import onnx
+    tool('deployment/export')([small, '--out', 'out/small.onnx', '--size', '64x96',
+                               '--image', photo])
+    text = ' '.join(capsys.readouterr().out.split())
+    found = re.findall(r'compared with PyTorch, (\S+ x 3 x \S+ x \S+): scores (\S+)',
+                       text)
+    assert [shape for shape, _ in found] == ['2 x 3 x 64 x 96', '1 x 3 x 51 x 121']
+    assert all(0 <= float(deviation) < 1e-4 for _, deviation in found)
+    assert re.search(r'folded: \d+ norms, \d+ scales', text)
+    assert 'Conv' in text and 'written: out/small.onnx' in text
+    properties = {each.key: each.value for each in onnx.load(
+        tmp_path / 'out/small.onnx').metadata_props}
+    assert properties['task'] == 'mmpretrain'
+    assert json.loads(properties['classes']) == [f'class {i}' for i in range(5)]
+    scores, = load('out/small.onnx', 'onnx')(torch.zeros(1, 3, 75, 64))
+    assert scores.shape == (1, 5) and scores.sum().item() == pytest.approx(1)
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['small.onnx']
+
+
+def test_backbone_as_torchscript(tool, small, tmp_path, capsys):
+    tool('deployment/export')([small, '--out', 'small.pt', '--size', '64', '--static',
+                               '--backbone', '--no-fuse'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert '1 x 3 x 64 x 64: map 0' in text and 'folded' not in text
+    assert load('small.pt', 'torchscript')(torch.zeros(1, 3, 64, 64))[0].shape == (
+        1, 64, 2, 2)
+
+
+def test_wrong_arguments(tool, small, fails, tmp_path):
+    main = tool('deployment/export')
+    message = fails(main, small, '--out', 'small.caffe')
+    assert 'ends with .onnx, .pt, .pt2, .mlpackage' in message
+    assert 'a.pth does not exist' in fails(main, small, 'a.pth', '--out', 'a.pt')
+    assert 'none.py does not exist' in fails(main, 'none.py', '--out', 'a.pt')
+    assert 'choice of format coreml' in fails(main, small, '--out', 'a.pt', '--half')
+    message = fails(main, small, '--out', 'a.pt', '--image', 'none.jpg')
+    assert 'none.jpg does not exist' in message
+    with pytest.raises(SystemExit):
+        main([small, '--out', 'a.pt', '--size', '16'])
+    assert [path.name for path in tmp_path.iterdir()] == ['small.py']
