@@ -23,6 +23,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import is_installed
 
 from mm_efficient.analysis import find_model
+from mm_efficient.deploy.exporting import INPUT_NAME
 from mm_efficient.engine import SetupError
 from mm_efficient.engine.setup import load_config
 
@@ -169,8 +170,18 @@ def check_mim(arguments, monkeypatch):
     check_tool(f'tools/{command}.py', [str(found[0]), *others], monkeypatch)
 
 
+def check_trtexec(arguments, monkeypatch):
+    options = dict(word.removeprefix('--').partition('=')[::2] for word in arguments)
+    assert Path(options['onnx']).suffix == '.onnx'
+    shapes = [options[f'{which}Shapes'] for which in ('min', 'opt', 'max')]
+    sizes = [list(map(int, shape.removeprefix(f'{INPUT_NAME}:').split('x')))
+             for shape in shapes]
+    assert all(len(size) == 4 and size[1] == 3 for size in sizes)
+    assert all(a <= b <= c for a, b, c in zip(*sizes))
+
+
 PROGRAMS = dict(python=check_python, bash=check_shell, pytest=check_pytest,
-                pip=check_pip, mim=check_mim)
+                pip=check_pip, mim=check_mim, trtexec=check_trtexec)
 
 
 def check_command(words, monkeypatch):
@@ -184,6 +195,7 @@ def check_command(words, monkeypatch):
 
 @pytest.mark.parametrize('block', blocks('bash'))
 def test_commands(block, monkeypatch, tmp_path, capsys):
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     for words in commands(block.code):
         check_command(words, monkeypatch)
         if block.reason:
@@ -211,6 +223,7 @@ def test_commands(block, monkeypatch, tmp_path, capsys):
     'pip install -e .[none]',
     'mim train mm_efficient none.py --gpus 0',
     'mim train mm_efficient soft_tiny_maskrcnn_1x.py --gpus 0 --none',
+    'trtexec --onnx=model.pt',
     'something else',
 ])
 def test_what_does_not_exist_fails(words, monkeypatch):

@@ -65,10 +65,16 @@ class DeployBackbone(nn.Module):
 
     Args:
         backbone (nn.Module): From an image to a tuple of maps, with ``out_indices``.
+
+    Raises:
+        SetupError: Without ``out_indices``.
     """
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
+        if not hasattr(backbone, 'out_indices'):
+            raise SetupError(f'{type(backbone).__name__} has no out_indices, expected '
+                             'a backbone of OpenMMLab.')
         self.model = backbone
         self.output_names = tuple(f'feat{i}' for i in backbone.out_indices)
 

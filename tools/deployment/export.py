@@ -34,6 +34,7 @@ from mm_efficient.deploy import (
 )
 from mm_efficient.deploy.exporting import SUFFIXES
 from mm_efficient.engine import SetupError
+from mm_efficient.engine.checks import check_checkpoint
 from mm_efficient.engine.setup import load_config
 from mm_efficient.visualization import (
     check_output,
@@ -130,7 +131,8 @@ def prepare(args):
     model = load_model(cfg, args.checkpoint)
     size = args.size or DEFAULT_SIZES[cfg.default_scope]
     batches = photographs(files, size)
-    meta = dataset_meta(cfg, {})
+    weights = check_checkpoint(args.checkpoint) if args.checkpoint else None
+    meta = dataset_meta(cfg, weights or {})
     metadata = dict(config=args.config, task=cfg.default_scope,
                     classes=list(meta['classes']), input='RGB, 0 to 255')
     first = batches[0][0].permute(1, 2, 0).byte().numpy()
