@@ -30,7 +30,7 @@ def test_table_files_and_plot(tmp_path, monkeypatch, capsys, fails):
         assert float(cells[6]) == round(row['ratio'], 3)
         assert cells[-1] == '4'
     assert table[0][6] == table[2][6] == '1.000'  # every size has its own baseline
-    assert Image.open('p.png').size == (1280, 480)
+    assert Image.open('p.png').size == (1800, 600)  # a panel per size
 
     assert 'there is no model' in fails(tool, 'resnet5')
     assert 'has to end with' in fails(tool, model, '--out', 'r.txt')
