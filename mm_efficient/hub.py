@@ -13,6 +13,11 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / 'configs'
 
 
+def config_files() -> list[Path]:
+    """Every config of this package that is complete, not a base of others."""
+    return sorted(configs_folder().glob('[!_]*/*.py'))
+
+
 def register_classifiers():
     """Let ``mmpretrain.list_models`` and ``mmpretrain.get_model`` find our classifiers.
 

@@ -64,8 +64,8 @@ def predict_all(args):
     if out_dir.resolve() == files[0].resolve().parent:
         raise SetupError(f'--out-dir {out_dir} is where the photographs are; the '
                          'pictures are called like them. Name another folder.')
-    check_output(out_dir / 'predictions.json', ['.json'])
     cfg = load_config(args.config, args.cfg_options, args.mini)
+    check_output(out_dir / 'predictions.json', ['.json'])
     predictor = build_predictor(cfg, args.checkpoint, args.device, args.score_thr)
     labels = out_dir / 'labels' if hasattr(predictor, 'save_labels') else None
     if labels:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..engine.checks import SetupError
 from ..engine.setup import load_config
-from ..hub import configs_folder
+from ..hub import config_files
 from .complexity import Complexity, count
 
 # Image size, height and width, by task: of ImageNet, COCO and ADE20K as published
@@ -66,7 +66,7 @@ def find_model(name: str, options: dict | None = None) -> Subject:
     """
     if name.endswith('.py'):
         return from_config(load_config(name, options), Path(name).stem)
-    for path in _configs():
+    for path in config_files():
         if name in (path.stem, _variant(path)):
             return from_config(load_config(str(path), options), name)
     if name in mmpretrain.list_models():
@@ -82,10 +82,6 @@ def find_model(name: str, options: dict | None = None) -> Subject:
     raise SetupError(_unknown(name))
 
 
-def _configs() -> list[Path]:
-    return sorted(configs_folder().glob('[!_]*/*.py'))
-
-
 def _variant(path: Path) -> str | None:
     """The variant a classifier's config, <variant>_<schedule>.py, is of."""
     return path.stem.rpartition('_')[0] if path.parent.name == 'cls' else None
@@ -93,7 +89,7 @@ def _variant(path: Path) -> str | None:
 
 def _unknown(name: str) -> str:
     names = {*mmpretrain.list_models(), *timm.list_models()}
-    for path in _configs():
+    for path in config_files():
         names |= {path.stem, _variant(path) or path.stem}
     close = difflib.get_close_matches(name, sorted(names), 5)
     return (f'there is no model {name!r}: name a config file, a variant or config of '

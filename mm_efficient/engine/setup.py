@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..datasets import prepare
+from ..hub import config_files
 from .checks import SetupError, check_checkpoint, check_data, leaf_datasets
 from .classes import set_num_classes, use_class_folders
 from .distributed import init_distributed
@@ -24,7 +25,8 @@ def load_config(path, options=None, mini=False):
     """Read a config and apply the choices that concern data.
 
     Args:
-        path (str): The config file.
+        path (str): The config file, or the name alone of one of this package's
+            (``soft_small_maskrcnn_1x.py``) unless there is a file of that name.
         options (dict, optional): Overrides by dotted key. ``data_root`` moves
             every data set and evaluator of the config, ``num_classes`` is for
             every head of the model. Defaults to None.
@@ -38,9 +40,7 @@ def load_config(path, options=None, mini=False):
     Raises:
         SetupError: If the file is missing, cannot be read, or names no task.
     """
-    if not osp.isfile(path):
-        raise SetupError(f'Config {path} does not exist (current folder: '
-                         f'{os.getcwd()}).')
+    path = _find_config(path)
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
@@ -62,6 +62,18 @@ def load_config(path, options=None, mini=False):
     cfg.merge_from_dict(options)
     _allow_no_workers(cfg)
     return cfg
+
+
+def _find_config(path):
+    """The path of a config; in a wheel ours lie too deep to be typed."""
+    if osp.isfile(path):
+        return path
+    for file in config_files():
+        if file.name == path:
+            return str(file)
+    raise SetupError(f'Config {path} does not exist (current folder: {os.getcwd()}). '
+                     'Give its path, or of a config of mm_efficient the name alone, '
+                     'as soft_tiny_300e.py.')
 
 
 def drop_teacher(cfg):

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from mm_efficient.datasets import prepare
+from mm_efficient.engine import SetupError
+from mm_efficient.engine.setup import load_config
+from mm_efficient.hub import config_files, configs_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +33,20 @@ def test_wrong_config(tiny, train, fails, text, message):
         (tiny / 'config.py').write_text(text)
     assert message in fails(train, 'config.py', '--work-dir', 'work')
     assert not (tiny / 'work').exists()
+
+
+def test_config_by_its_name_alone(tiny):
+    name = Path(CLS).name
+    cfg = load_config(name)
+    assert cfg.filename == str(configs_folder() / CLS)
+    names = [path.name for path in config_files()]
+    assert len(names) == len(set(names))
+    (tiny / name).write_text((configs_folder() / CLS).read_text().replace(
+        "'../", f"'{configs_folder().as_posix()}/"))
+    assert load_config(name).filename == name  # what is there wins
+    for wrong in ('cls/' + name, 'metafile.yml', 'default_runtime.py'):
+        with pytest.raises(SetupError, match='does not exist'):
+            load_config(wrong)
 
 
 @pytest.mark.parametrize('name, folder, source', [
