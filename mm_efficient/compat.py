@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"mm_efficient needs OpenMMLab's packages: {error}. Install them with "
-        "pip install 'mm-efficient[all]' mmcv-lite, or with pip install "
+        "pip install 'mm-efficient[all]' 'mmcv-lite<2.2', or with pip install "
         "'mm-efficient[onedl]' for the OneDL continuation of them.",
         name=error.name) from error
 

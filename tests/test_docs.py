@@ -26,6 +26,7 @@ from mm_efficient.analysis import find_model
 from mm_efficient.deploy.exporting import INPUT_NAME
 from mm_efficient.engine import SetupError
 from mm_efficient.engine.setup import load_config
+from mm_efficient.hub import config_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -140,6 +141,8 @@ def check_pytest(arguments, monkeypatch):
 def check_pip(arguments, monkeypatch):
     command, *arguments = arguments
     assert command in ('install', 'uninstall', 'wheel')
+    if command == 'install':
+        assert 'mmcv-lite' not in arguments, 'MMDetection refuses the latest release'
     tree = ast.parse((ROOT / 'setup.py').read_text())
     extras = next(keyword.value for keyword in ast.walk(tree)
                   if isinstance(keyword, ast.keyword)
@@ -152,8 +155,16 @@ def check_pip(arguments, monkeypatch):
 
 def check_mim(arguments, monkeypatch):
     command, *arguments = arguments
-    assert command in ('list', 'search', 'train', 'test')
+    assert command in ('list', 'search', 'train', 'test', 'run')
     if command in ('list', 'search'):
+        return
+    if command == 'run':
+        package, tool, *arguments = arguments
+        found = list((ROOT / 'tools').rglob(f'{tool}.py'))
+        assert package == 'mm_efficient' and len(found) == 1, f'{tool}: {found}'
+        configs = {path.name: str(path) for path in config_files()}
+        arguments = [configs.get(word, word) for word in arguments]
+        check_tool(str(found[0].relative_to(ROOT)), arguments, monkeypatch)
         return
     package, config, *arguments = arguments
     found = list((ROOT / 'configs').rglob(config))
@@ -221,7 +232,10 @@ def test_commands(block, monkeypatch, tmp_path, capsys):
     'pytest tests/none.py',
     'pytest tests/configs -k no' + 'ne_at_all',
     'pip install -e .[none]',
+    'pip install -e .[all] mmcv-lite',
     'mim train mm_efficient none.py --gpus 0',
+    'mim run mm_efficient none soft_tiny',
+    'mim run mm_efficient infer PHOTO none.py CHECKPOINT',
     'mim train mm_efficient soft_tiny_maskrcnn_1x.py --gpus 0 --none',
     'trtexec --onnx=model.pt',
     'something else',
