@@ -43,17 +43,19 @@ def _batch(photos: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object], x: Tensor):
+def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object],
+              batches: Sequence[Tensor]):
     """Make every part of an untrained model count.
 
     Models begin with branches that are switched off and with norms that do nothing:
     all outputs would be alike, and every export of them right. Vectors (biases, scales)
-    are drawn around their mean, and batch norms get the statistics of a batch.
+    are drawn around their mean, and batch norms get the statistics of the images.
 
     Args:
         model (nn.Module): Changed in place, eval mode.
         run (Callable): Calls the model.
-        x (Tensor): Images, at least two.
+        batches (Sequence[Tensor]): Batches of images, of all sizes that matter: what is
+            random may grow a lot from one to another.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -64,9 +66,11 @@ def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object], x: T
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
         norm.train()
-    run(model, x)
+    for x in batches:
+        run(model, torch.cat([x, x]))  # norms of a single value refuse to run
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
         norm.eval()

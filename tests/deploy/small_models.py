@@ -22,11 +22,11 @@ def small_model(name, **options):
         cfg.model.backbone.arch = {**arch, 'depths': [1, 1, 1, 1]}
         torch.manual_seed(0)
         model = MODELS.build(cfg.model).eval()
-    images = small_images()[0]
+    batches = small_images()
     if isinstance(model.backbone, PyramidBackbone):
-        model.backbone.fit((images - 128) / 64)
+        model.backbone.fit((batches[0] - 128) / 64)
     find_something(model)
-    randomize(deploy_model(model), lambda module, x: module.network(x), images)
+    randomize(deploy_model(model), lambda module, x: module.network(x), batches)
     return model
 
 

@@ -138,7 +138,7 @@ def prepare(args):
     first = batches[0][0].permute(1, 2, 0).byte().numpy()
     model_input(model, first)  # fits hash functions that are not
     if not args.checkpoint:
-        randomize(deploy_model(model), lambda module, x: module.network(x), batches[0])
+        randomize(deploy_model(model), lambda module, x: module.network(x), batches)
     if args.backbone:
         metadata['input'] = 'normalised'
         batches = [torch.cat([model_input(model, image.permute(1, 2, 0).byte().numpy())
