@@ -140,13 +140,14 @@ class PatchEmbed(nn.Module):
         padding = 0 if kernel == stride else kernel // 2
         self.proj = nn.Conv2d(in_dims, embed_dims, kernel, stride, padding)
         self.norm = nn.LayerNorm(embed_dims)
-        self.whole = stride if kernel == stride else 1
+        # Zeros behind the last row and column; what is no whole patch has no effect.
+        # The number does not depend on the size, which keeps exports simple.
+        self.zeros = stride - 1 if kernel == stride else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
-        if self.whole > 1:
-            height, width = x.shape[2:]
-            x = F.pad(x, (0, -width % self.whole, 0, -height % self.whole))
+        if self.zeros:
+            x = F.pad(x, (0, self.zeros, 0, self.zeros))
         return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

@@ -103,7 +103,7 @@ def test_twins_matches_where_it_drops_the_remainder(monkeypatch):
     model = build(reference, case['seed'])
     for module in model.modules():
         if isinstance(module, ecoformer_layers.PatchEmbed):
-            module.whole = 1
+            module.zeros = 0
     x = SYNTH['synth_image'](1, *case['input'][2:], case['seed']).double()
     logits, stages = run(model, x)
     assert error(logits, case['logits']) < TOLERANCE
