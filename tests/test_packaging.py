@@ -36,6 +36,7 @@ def python(*arguments, cwd=None):
     result = subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd,
                             env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def expected_files(suffix='.py'):
@@ -61,6 +62,35 @@ def test_wheel_carries_configs_and_tools(wheel):
     assert not any('__pycache__' in name for name in names)
     assert {name.split('/')[0] for name in names} == {
         'mm_efficient', next(n for n in names if '.dist-info/' in n).split('/')[0]}
+
+
+def test_wheel_works_without_a_checkout(wheel, tmp_path):
+    """Its own configs and tools are found, from an empty folder."""
+    installed, empty = tmp_path / 'installed', tmp_path / 'empty'
+    empty.mkdir()
+    zipfile.ZipFile(wheel).extractall(installed)
+    printed = python('-c', f"""if True:
+        import runpy, sys
+        sys.path.insert(0, {str(installed)!r})
+        import mm_efficient, mmpretrain
+        from mm_efficient.engine.setup import load_config
+        print(load_config('soft_tiny_maskrcnn_1x.py').filename)
+        print(mmpretrain.get_model('swiftformer-xs_8xb256_in1k')._config.filename)
+        tools = mm_efficient.__path__[0] + '/.mim/tools/analysis_tools'
+        sys.argv = ['get_flops.py', 'swiftformer_xs', '--size', '64']
+        runpy.run_path(tools + '/get_flops.py', run_name='__main__')
+        sys.argv = ['update_model_index.py']
+        try:
+            runpy.run_path(tools + '/update_model_index.py', run_name='__main__')
+        except SystemExit as stop:
+            print(stop.code)
+        """, cwd=empty)
+    configs = installed / 'mm_efficient' / '.mim' / 'configs'
+    assert str(configs / 'det' / 'soft_tiny_maskrcnn_1x.py') in printed
+    assert str(configs / 'cls' / 'swiftformer_xs_300e.py') in printed
+    assert 'swiftformer_xs, 64 x 64' in printed
+    assert 'in a checkout' in printed
+    assert not list(empty.iterdir())
 
 
 def test_wheel_leaves_the_choice_of_stack_open(wheel):

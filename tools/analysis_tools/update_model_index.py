@@ -73,6 +73,9 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     try:
+        if not (ROOT / 'README.md').is_file():  # as in a wheel
+            raise SetupError(f'{ROOT} has no README.md to write tables into. Run this '
+                             'tool in a checkout of mm_efficient.')
         parity = update_parity(args.parity)
         measured = model_index.read_measured(ROOT) if args.keep else {}
         entries = [entry for entry in model_index.grid(ROOT)
