@@ -18,8 +18,8 @@ MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 # install the same modules, and mmcv with or without compiled operators.
 # Requiring either set unasked would overwrite the other, so the base install
 # names only what both need and the set is chosen by an extra:
-#   mm-efficient[all] mmcv-lite    OpenMMLab's own packages; mmcv instead of
-#                                  mmcv-lite where it can be compiled
+#   mm-efficient[all] 'mmcv-lite<2.2'    OpenMMLab's own packages; mmcv instead
+#                                        of mmcv-lite where it can be compiled
 #   mm-efficient[onedl]            the OneDL continuation of all of them
 # A project that has its packages already needs no extra at all. Exact
 # versions are in requirements/.
