@@ -149,14 +149,19 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         if format == 'onnx':
             result.operators = onnx_operators(draft)
         progress('comparing with PyTorch')
-        run = load(draft, format)
-        result.agreements = [compare(run, *pair) for pair in zip(images, expected)]
-        wrong = [str(each) for each in result.agreements if not each.agrees]
-        if wrong:
-            raise SetupError(
-                'the exported model does not predict what the model in PyTorch does, '
-                'so the file is not kept:\n  ' + '\n  '.join(wrong))
+        result.agreements = _compare_all(load(draft, format), images, expected)
     return result
+
+
+def _compare_all(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor],
+                 expected: Sequence[list]) -> list[Agreement]:
+    agreements = [compare(run, *pair) for pair in zip(images, expected)]
+    wrong = [str(each) for each in agreements if not each.agrees]
+    if wrong:
+        raise SetupError(
+            'the exported model does not predict what the model in PyTorch does, '
+            'so the file is not kept:\n  ' + '\n  '.join(wrong))
+    return agreements
 
 
 @contextlib.contextmanager
