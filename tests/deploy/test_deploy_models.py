@@ -7,33 +7,40 @@ from mmengine.registry import MODELS, DefaultScope
 from small_models import small_images, small_model
 
 from mm_efficient.deploy.models import AdaptiveAverage, deploy_model, paste_masks
-from mm_efficient.deploy.verification import predict
+from mm_efficient.deploy.verification import compare, predict
 from mm_efficient.engine import SetupError
 from mm_efficient.hub import configs_folder
 
 NAMES = ['det/swiftformer_xs_retinanet_1x', 'det/lowformer_b0_maskrcnn_1x']
 
 
+def assert_same_objects(deployed, images, samples):
+    """Objects agree up to rounding, which differs between processors."""
+    found = compare(deployed, images, samples)
+    assert found.figures['boxes'] == sum(len(s.pred_instances) for s in samples)
+    assert found.figures['matched'] == 1
+    assert found.figures['pixels'] < 1e-3 and found.figures['scores'] < 1e-5
+    assert found.figures.get('overlap of masks', 1) > 0.999
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_detectors(name):
     model = small_model(name)
-    deployed, numbers = deploy_model(model), []
+    deployed = deploy_model(model)
     for images in small_images():
+        samples = predict(model, images)
+        numbers = [len(sample.pred_instances) for sample in samples]
+        assert min(numbers) > 5  # or there is nothing to compare
         with torch.no_grad():
+            assert_same_objects(deployed, images, samples)
             dets, labels, *masks = deployed(images)
         assert dets.shape == (len(images), 100, 5) and labels.dtype == torch.int64
-        for i, sample in enumerate(predict(model, images)):
-            truth = sample.pred_instances
-            numbers.append(n := len(truth))
-            assert torch.equal(dets[i, :n, :4], truth.bboxes)
-            assert torch.equal(dets[i, :n, 4], truth.scores)
-            assert torch.equal(labels[i, :n], truth.labels)
+        for i, n in enumerate(numbers):
+            assert (labels[i, :n] >= 0).all() and (dets[i, :n, 4] > 0).all()
             assert (labels[i, n:] == -1).all() and (dets[i, n:] == 0).all()
             if masks:
                 pasted = paste_masks(masks[0][i, :n], dets[i, :n, :4], images.shape[2:])
                 assert 0 < pasted.float().mean() < 1
-                assert (pasted == truth.masks).float().mean() > 0.9999
-    assert min(numbers) > 5  # or there is nothing to compare
     # Padding is seen by the network, but has no boxes
     assert images.shape[3] % 32 and dets[..., 2].max() <= images.shape[3]
 
@@ -44,12 +51,10 @@ def test_detector_without_masks_and_with_boxes_of_all_classes():
                'model.roi_head.bbox_head.reg_class_agnostic': True}
     model = small_model('det/lowformer_b0_maskrcnn_1x', **options)
     images = small_images()[0]
+    samples = predict(model, images)
+    assert all(len(sample.pred_instances) for sample in samples)
     with torch.no_grad():
-        dets, labels = deploy_model(model)(images)
-    for i, sample in enumerate(predict(model, images)):
-        n = len(sample.pred_instances)
-        assert n and (labels[i] >= 0).sum() == n
-        assert torch.equal(dets[i, :n, :4], sample.pred_instances.bboxes)
+        assert_same_objects(deploy_model(model), images, samples)
 
 
 @pytest.mark.parametrize('name', ['seg/lowformer_b0_upernet_160k',
