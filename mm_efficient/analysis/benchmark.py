@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..deploy.samples import randomize
 from ..engine.checks import SetupError
 from .executors import DTYPES, build, check_mode, deviation, peak_memory, prepare
 from .timing import Case, Timing, take_turns
@@ -196,6 +197,7 @@ def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], 
         progress(f'{case.model}: preparing {case.mode}, {case.dtype}, {size}')
         if case.model not in models:
             model = build(case.model, plan.device, plan.backbone)
+            randomize(model.model, model.run, [x[:1]])  # as initialised some overflow
             with torch.inference_mode():
                 models[case.model] = model, model(x)
         model, reference = models[case.model]

@@ -111,6 +111,11 @@ def fuse(model: nn.Module, x: Tensor,
     if not reference:
         raise SetupError(f'{type(model).__name__} gives no tensors to check fusing by; '
                          'fuse its parts, such as its backbone.')
+    if not all(tensor.isfinite().all() for tensor in reference):
+        raise SetupError(f'{type(model).__name__} gives NaN or infinity for this '
+                         'image, nothing can be compared; expected weights that '
+                         'are trained, or else batch norms with the statistics of '
+                         'images (mm_efficient.deploy.randomize).')
     converted = _switch_to_deploy(model)
     flow = DataFlow(model)
     _compare(flow.observe(lambda: run(model, x)), reference, 'switch_to_deploy()')

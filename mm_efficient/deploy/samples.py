@@ -13,6 +13,8 @@ from ..visualization import read_photo
 
 BATCH = 2
 SCENE_SIZE = (224, 288)
+CONTRAST = 4
+LEAST_VARIANCE = 0.01  # of the mean square
 
 
 def photographs(files: Sequence[Path], size: tuple[int, int]) -> list[Tensor]:
@@ -63,14 +65,31 @@ def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object],
             mean = parameter.mean().round()
             parameter.copy_(mean + 0.1 * torch.randn(parameter.shape,
                                                      generator=generator))
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [module for module in model.modules()
+             if isinstance(module, _BatchNorm) and module.track_running_stats]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-        norm.train()
-    for x in batches:
-        run(model, torch.cat([x, x]))  # norms of a single value refuse to run
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-        norm.eval()
+        norm.running_var.zero_()
+    hooks = [norm.register_forward_pre_hook(_settle) for norm in norms]
+    for x in [*(CONTRAST * x for x in batches), *batches]:
+        run(model, x)
+    for hook in hooks:
+        hook.remove()
+
+
+def _settle(norm: _BatchNorm, inputs: tuple[Tensor]):
+    """Let a batch norm give a variance of 1 at most for all it has seen.
+
+    Means over batches would not do: where attention grows with the square of its input,
+    what is twice too large in one block has overflowed a few blocks later, and rounding
+    grows likewise. Because images of a higher contrast have been seen, the input of
+    that attention is less than 1, and its square small beside it.
+    """
+    x = inputs[0].transpose(0, 1).flatten(1)  # (C, B * H * W)
+    if not norm.num_batches_tracked:
+        norm.running_mean.copy_(x.mean(1))
+        norm.num_batches_tracked.add_(1)
+    variance = (x - norm.running_mean[:, None]).square().mean(1)
+    # Where all values are alike, as of one pixel, their rounding would count
+    variance = torch.maximum(variance, LEAST_VARIANCE * x.square().mean(1))
+    torch.maximum(norm.running_var, variance, out=norm.running_var)

@@ -48,10 +48,15 @@ def test_checkpoint(fuse, fails, tool, tmp_path, monkeypatch):
     rows, _ = fuse('swift.py', *SMALL)
     assert ['head', 'DistilledClsHead', 'switch_to_deploy()'] in rows
     main = tool('deployment/fuse')
-    assert 'changes output 0 of 1 by nan' in fails(
+    assert 'ImageClassifier gives NaN or infinity for this image' in fails(
         main, 'swift.py', *SMALL, '--checkpoint', 'model.pth')
     assert 'none.pth does not exist' in fails(
         main, 'swift.py', *SMALL, '--checkpoint', 'none.pth')
+
+
+def test_random_weights_of_a_model_that_would_overflow(fuse):
+    _, text = fuse('reduceformer_b3', *SMALL)
+    assert 0 < float(text.split('deviation')[1].split()[0]) < 1e-3
 
 
 def test_detector_of_two_stages(fuse):

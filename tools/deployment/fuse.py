@@ -22,7 +22,7 @@ from rich.table import Table
 import mm_efficient  # noqa: F401
 from mm_efficient.analysis import find_model
 from mm_efficient.analysis.executors import fit_to_noise
-from mm_efficient.deploy import fuse
+from mm_efficient.deploy import fuse, randomize
 from mm_efficient.engine import SetupError
 from mm_efficient.engine.setup import load_config
 from mm_efficient.visualization import load_model
@@ -67,20 +67,24 @@ def parse_args(argv=None):
 
 def fuse_model(subject, args):
     """Build a model and fuse it; returns the report."""
+    torch.manual_seed(0)
     if args.checkpoint:
         cfg = load_config(args.models[0], args.cfg_options)
         model = load_model(cfg, args.checkpoint)
     else:
-        torch.manual_seed(0)
         model = subject.build()
+    model.eval()
     fit_to_noise(model)
     run = subject.run
     if hasattr(model, 'roi_head'):  # the second stage depends on the image
         def run(model, x):
             return model.extract_feat(x)
     height, width = (args.size * 2)[:2] if args.size else subject.size
+    x = torch.randn(1, 3, height, width)
     try:
-        return fuse(model, torch.randn(1, 3, height, width), run)
+        if not args.checkpoint:
+            randomize(model, run, [x])
+        return fuse(model, x, run)
     except SetupError:
         raise
     except Exception as error:  # of any library
