@@ -98,7 +98,8 @@ def test_unknown_to_the_hub(hub):
         convert_file('published://timm/nowhere.in1k')
 
 
-def test_hub_out_of_reach(hub):
+def test_hub_out_of_reach(hub, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # between attempts
     hub.shutdown()
     hub.server_close()
     with pytest.raises(CheckpointError, match='Check the connection'):
