@@ -1,8 +1,8 @@
 from .complexity import Complexity, Cost, count
 from .energy import Operations, energy
-from .zoo import Subject, complexity, find_model, from_config
+from .zoo import Subject, complexity, find_model, from_config, image_size
 
 __all__ = [
     'Complexity', 'Cost', 'Operations', 'Subject', 'complexity', 'count', 'energy',
-    'find_model', 'from_config'
+    'find_model', 'from_config', 'image_size'
 ]

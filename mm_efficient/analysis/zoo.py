@@ -1,4 +1,5 @@
 """Models by name or config, ready to be counted."""
+import argparse
 import copy
 import difflib
 import warnings
@@ -41,6 +42,28 @@ class Subject(NamedTuple):
     build: Callable[[], nn.Module]
     run: Callable[[nn.Module, Tensor], Any]
     size: tuple[int, int]
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Size of an image on a command line, for ``argparse``.
+
+    Args:
+        text (str): ``224``, or height and width as ``800x1344``.
+
+    Returns:
+        tuple[int, int]: Height and width.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is neither.
+    """
+    try:
+        sides = [int(side) for side in text.lower().split('x')]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no size; expected 224, or 800x1344 (height x width)')
+    return sides[0], sides[-1]
 
 
 def find_model(name: str, options: dict | None = None) -> Subject:

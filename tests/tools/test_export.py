@@ -68,7 +68,7 @@ def test_backbone_as_torchscript(tool, small, tmp_path, capsys):
         1, 64, 2, 2)
 
 
-def test_wrong_arguments(tool, small, fails, tmp_path):
+def test_wrong_arguments(tool, small, fails, tmp_path, capsys):
     main = tool('deployment/export')
     message = fails(main, small, '--out', 'small.caffe')
     assert 'ends with .onnx, .pt, .pt2, .mlpackage' in message
@@ -79,4 +79,5 @@ def test_wrong_arguments(tool, small, fails, tmp_path):
     assert 'none.jpg does not exist' in message
     with pytest.raises(SystemExit):
         main([small, '--out', 'a.pt', '--size', '16'])
+    assert 'sides of at least 32, got 16x16' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['small.py']

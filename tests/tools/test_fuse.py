@@ -12,7 +12,7 @@ model = dict(
     head=dict(type='DistilledClsHead', num_classes=5, in_channels=16))
 train_dataloader = test_dataloader = dict(dataset=dict())
 """
-SMALL = ['--size', '64', '96']
+SMALL = ['--size', '64x96']
 
 
 @pytest.fixture
@@ -73,4 +73,4 @@ def test_errors(tool, fails, capsys):
     for args in (['a.py', 'b.py', '--checkpoint', 'c.pth'], ['a.py', '--size', '0']):
         with pytest.raises(SystemExit):
             main(args)
-    assert '--size takes the side' in capsys.readouterr().err
+    assert "'0' is no size; expected 224" in capsys.readouterr().err

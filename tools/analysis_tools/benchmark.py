@@ -44,6 +44,7 @@ from rich.progress import (  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
+from mm_efficient.analysis import image_size  # noqa: E402
 from mm_efficient.analysis.accuracy_plot import draw_rows  # noqa: E402
 from mm_efficient.analysis.benchmark import (  # noqa: E402
     Plan,
@@ -88,18 +89,6 @@ EXAMPLES = r"""examples:
   the plot again, from the file of an earlier run:
     python tools/analysis_tools/benchmark.py --from speed.json --plot accuracy.png
 """
-
-
-def image_size(text):
-    """``224`` or ``800x1344`` as height and width."""
-    try:
-        sides = [int(side) for side in text.lower().split('x')]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is no size; expected 224, or 800x1344 (height x width)')
-    return sides[0], sides[-1]
 
 
 def positive(text):

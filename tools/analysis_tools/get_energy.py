@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import Operations, energy, find_model
+from mm_efficient.analysis import Operations, energy, find_model, image_size
 from mm_efficient.engine import SetupError
 
 
@@ -32,16 +32,13 @@ def parse_args(argv=None):
         help='config file, variant or config of mm_efficient (ecoformer_pvt_b0), or '
         'model of MMPretrain or timm (timm/pvt_v2_b0)')
     parser.add_argument(
-        '--size', type=int, nargs='+', metavar='N',
-        help='side of the image, or height and width (default: 224 for classifiers, '
-        '800 1344 for detectors, 512 for segmentors)')
+        '--size', type=image_size, metavar='SIZE',
+        help='224, or 800x1344, height x width (default: 224 for classifiers, '
+        '800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs')
-    args = parser.parse_args(argv)
-    if args.size and (len(args.size) > 2 or min(args.size) < 1):
-        parser.error('--size takes the side of the image, or its height and width')
-    return args
+    return parser.parse_args(argv)
 
 
 def add_rows(table, name, size, parts):
@@ -62,7 +59,6 @@ def main(argv=None):
     """Count and print the table."""
     args = parse_args(argv)
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    size = tuple(args.size * 2)[:2] if args.size else None
     table = Table()
     table.add_column('model, part', overflow='fold')
     for column in ('multiplications (G)', 'additions (G)', 'energy (mJ)', '%'):
@@ -70,7 +66,8 @@ def main(argv=None):
     try:
         subjects = [find_model(name, args.cfg_options) for name in args.models]
         for subject in track(subjects, 'counting', transient=True):
-            add_rows(table, subject.name, size or subject.size, energy(subject, size))
+            add_rows(table, subject.name, args.size or subject.size,
+                     energy(subject, args.size))
     except SetupError as error:
         sys.exit(f'error: {error}')
     Console(width=max(100, Console().width)).print(table)

@@ -1,7 +1,7 @@
 """Parameters, multiply-adds and activations of models.
 
     get_flops.py soft_small timm/resnet50 swin-tiny_16xb64_in1k
-    get_flops.py configs/det/soft_small_maskrcnn_1x.py --size 800 1344
+    get_flops.py configs/det/soft_small_maskrcnn_1x.py --size 800x1344
     get_flops.py soft_small --per-module 4
 
 Convolutions, linear layers and every other matrix product are counted, those inside
@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import complexity, find_model
+from mm_efficient.analysis import complexity, find_model, image_size
 from mm_efficient.engine import SetupError
 
 
@@ -35,9 +35,9 @@ def parse_args(argv=None):
         '(soft_small) or config (soft_small_maskrcnn_1x) of mm_efficient; model of '
         'MMPretrain (resnet50_8xb32_in1k) or timm (resnet50, timm/resnet50)')
     parser.add_argument(
-        '--size', type=int, nargs='+', metavar='N',
-        help='side of the image, or height and width (default: 224 for classifiers, '
-        '800 1344 for detectors, 512 for segmentors)')
+        '--size', type=image_size, metavar='SIZE',
+        help='224, or 800x1344, height x width (default: 224 for classifiers, '
+        '800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
         '--per-module', type=int, nargs='?', const=3, default=1, metavar='DEPTH',
         help='list modules down to this depth (default: 1, the parts of the model; '
@@ -45,10 +45,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs')
-    args = parser.parse_args(argv)
-    if args.size and (len(args.size) > 2 or min(args.size) < 1):
-        parser.error('--size takes the side of the image, or its height and width')
-    return args
+    return parser.parse_args(argv)
 
 
 def add_rows(table, name, size, cost, depth):
@@ -70,7 +67,6 @@ def main(argv=None):
     """Count and print the table."""
     args = parse_args(argv)
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    size = tuple(args.size * 2)[:2] if args.size else None
     table = Table()
     table.add_column('model, module', overflow='fold')
     for column in ('params (M)', 'GMACs', 'GFLOPs', 'activations (M)'):
@@ -79,8 +75,9 @@ def main(argv=None):
     try:
         subjects = [find_model(name, args.cfg_options) for name in args.models]
         for subject in track(subjects, 'counting', transient=True):
-            cost = complexity(subject, size)
-            add_rows(table, subject.name, size or subject.size, cost, args.per_module)
+            cost = complexity(subject, args.size)
+            add_rows(table, subject.name, args.size or subject.size, cost,
+                     args.per_module)
             notes += [f'{subject.name}: {calls} calls of {operator} are not counted'
                       for operator, calls in cost.uncounted.items()]
     except SetupError as error:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mm_efficient.analysis import count
+from mm_efficient.analysis import count, image_size
 from mm_efficient.models import SOFT, soft
 from mm_efficient.ops import gaussian_attention, newton_inverse
 
@@ -27,8 +27,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--arch', default='tiny', choices=list(SOFT.ARCHS))
     parser.add_argument('--normalized', action='store_true', help='SOFT-Norm')
-    parser.add_argument('--size', type=int, nargs=2, default=(800, 1344),
-                        metavar=('H', 'W'), help='image (default: 800 1344)')
+    parser.add_argument('--size', type=image_size, default=(800, 1344), metavar='SIZE',
+                        help='224, or 800x1344, height x width (default: 800x1344)')
     parser.add_argument('--forward-only', action='store_true',
                         help='leave the backward pass out')
     parser.add_argument('--skip-reference', action='store_true',

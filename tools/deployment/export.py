@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
+from mm_efficient.analysis import image_size
 from mm_efficient.deploy import (
     check_format,
     deploy_model,
@@ -59,20 +60,8 @@ EXAMPLES = r"""examples:
         swiftformer_xs.pth --out swiftformer_xs.mlpackage
   TensorRT, from an ONNX file: see docs/deployment.md
 """
+MIN_SIZE = 32  # the stride of the backbones
 DEFAULT_SIZES = dict(mmpretrain=(224, 224), mmdet=(256, 320), mmseg=(256, 320))
-
-
-def image_size(text):
-    """``224`` or ``800x1344`` as height and width."""
-    try:
-        sides = [int(side) for side in text.lower().split('x')]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 32:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is no size; expected 224, or 800x1344 (height x width), of at '
-            'least 32')
-    return sides[0], sides[-1]
 
 
 def parse_args(argv=None):
@@ -106,7 +95,11 @@ def parse_args(argv=None):
                         help='for a checkpoint that was trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='override settings of the config')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.size and min(args.size) < MIN_SIZE:
+        parser.error(f'--size: expected sides of at least {MIN_SIZE}, got '
+                     f'{args.size[0]}x{args.size[1]}')
+    return args
 
 
 def format_of(path):

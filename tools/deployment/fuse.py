@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import find_model
+from mm_efficient.analysis import find_model, image_size
 from mm_efficient.analysis.executors import fit_to_noise
 from mm_efficient.deploy import fuse, randomize
 from mm_efficient.engine import SetupError
@@ -51,15 +51,13 @@ def parse_args(argv=None):
                         help='weights of the one config file that is given (default: '
                         'random ones)')
     parser.add_argument(
-        '--size', type=int, nargs='+', metavar='N',
-        help='side of the image, or height and width (default: 224 for classifiers, '
-        '800 1344 for detectors, 512 for segmentors)')
+        '--size', type=image_size, metavar='SIZE',
+        help='224, or 800x1344, height x width (default: 224 for classifiers, '
+        '800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs')
     args = parser.parse_args(argv)
-    if args.size and (len(args.size) > 2 or min(args.size) < 1):
-        parser.error('--size takes the side of the image, or its height and width')
     if args.checkpoint and (len(args.models) > 1 or not args.models[0].endswith('.py')):
         parser.error('--checkpoint needs one config file as MODEL')
     return args
@@ -79,7 +77,7 @@ def fuse_model(subject, args):
     if hasattr(model, 'roi_head'):  # the second stage depends on the image
         def run(model, x):
             return model.extract_feat(x)
-    height, width = (args.size * 2)[:2] if args.size else subject.size
+    height, width = args.size or subject.size
     x = torch.randn(1, 3, height, width)
     try:
         if not args.checkpoint:
