@@ -13,8 +13,6 @@ from ..visualization import read_photo
 
 BATCH = 2
 SCENE_SIZE = (224, 288)
-CONTRAST = 4
-LEAST_VARIANCE = 0.01  # of the mean square
 
 
 def photographs(files: Sequence[Path], size: tuple[int, int]) -> list[Tensor]:
@@ -51,45 +49,35 @@ def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object],
 
     Models begin with branches that are switched off and with norms that do nothing:
     all outputs would be alike, and every export of them right. Vectors (biases, scales)
-    are drawn around their mean, and batch norms get the statistics of the images.
+    are drawn around their mean, and batch norms get statistics after which nothing
+    grows: attention of ReduceFormer squares its input in every block, which overflows
+    after a few.
 
     Args:
         model (nn.Module): Changed in place, eval mode.
         run (Callable): Calls the model.
-        batches (Sequence[Tensor]): Batches of images, of all sizes that matter: what is
-            random may grow a lot from one to another.
+        batches (Sequence[Tensor]): Batches of images, of all sizes that matter.
     """
     generator = torch.Generator().manual_seed(0)
+
+    def noise(like):
+        return 0.1 * torch.randn(like.shape, generator=generator).to(like)
     for parameter in model.parameters():
-        if parameter.numel() == max(parameter.shape):
-            mean = parameter.mean().round()
-            parameter.copy_(mean + 0.1 * torch.randn(parameter.shape,
-                                                     generator=generator))
+        if parameter.numel() == max(parameter.shape, default=1):
+            parameter.copy_(parameter.mean().round() + noise(parameter))
+
+    def settle(norm, inputs):
+        """Divide by the root mean square of the largest input that was seen."""
+        square = inputs[0].square().transpose(0, 1).flatten(1).mean(1)  # (C, )
+        norm.running_var.copy_(torch.maximum(norm.running_var, square))
+        norm.running_mean.copy_(noise(square) * norm.running_var.sqrt())
+
     norms = [module for module in model.modules()
              if isinstance(module, _BatchNorm) and module.track_running_stats]
+    hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
         norm.running_var.zero_()
-    hooks = [norm.register_forward_pre_hook(_settle) for norm in norms]
-    for x in [*(CONTRAST * x for x in batches), *batches]:
+    for x in [*batches] * 2:  # what is behind a norm changes with it
         run(model, x)
     for hook in hooks:
         hook.remove()
-
-
-def _settle(norm: _BatchNorm, inputs: tuple[Tensor]):
-    """Let a batch norm give a variance of 1 at most for all it has seen.
-
-    Means over batches would not do: where attention grows with the square of its input,
-    what is twice too large in one block has overflowed a few blocks later, and rounding
-    grows likewise. Because images of a higher contrast have been seen, the input of
-    that attention is less than 1, and its square small beside it.
-    """
-    x = inputs[0].transpose(0, 1).flatten(1)  # (C, B * H * W)
-    if not norm.num_batches_tracked:
-        norm.running_mean.copy_(x.mean(1))
-        norm.num_batches_tracked.add_(1)
-    variance = (x - norm.running_mean[:, None]).square().mean(1)
-    # Where all values are alike, as of one pixel, their rounding would count
-    variance = torch.maximum(variance, LEAST_VARIANCE * x.square().mean(1))
-    torch.maximum(norm.running_var, variance, out=norm.running_var)
