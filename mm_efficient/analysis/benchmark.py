@@ -6,10 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..deploy.samples import randomize
 from ..engine.checks import SetupError
-from .executors import DTYPES, build, check_mode, deviation, peak_memory, prepare
+from .executors import (
+    DTYPES,
+    Forward,
+    build,
+    check_mode,
+    deviation,
+    peak_memory,
+    prepare,
+)
 from .timing import Case, Timing, take_turns
 from .zoo import find_model
 
@@ -52,7 +61,18 @@ class Plan:
 def make_cases(models: Sequence[str], modes: Sequence[str], dtypes: Sequence[str],
                batches: Sequence[int], sizes: Sequence[tuple[int, int]]
                ) -> tuple[Case, ...]:
-    """All combinations, those that are compared next to each other."""
+    """All combinations, those that are compared next to each other.
+
+    Args:
+        models (Sequence[str]): Names, see :func:`~.zoo.find_model`.
+        modes (Sequence[str]): See :mod:`.executors`.
+        dtypes (Sequence[str]): Of 'fp32', 'fp16', 'bf16'.
+        batches (Sequence[int]): Images at a time.
+        sizes (Sequence[tuple[int, int]]): Heights and widths in pixels.
+
+    Returns:
+        tuple[Case, ...]: What to measure.
+    """
     return tuple(
         Case(model, mode, dtype, batch, size)
         for size, batch, model, mode, dtype in itertools.product(
@@ -66,7 +86,8 @@ def check_plan(plan: Plan):
         plan (Plan): The plan.
 
     Raises:
-        SetupError: If a model, mode or device does not exist.
+        SetupError: If a model, mode, precision or device does not exist, a mode has
+            not that precision, or the baseline is none of the models.
     """
     for mode in {case.mode for case in plan.cases}:
         check_mode(mode)
@@ -91,7 +112,14 @@ def check_plan(plan: Plan):
 
 
 def steps(plan: Plan) -> int:
-    """Number of times that :func:`run` reports progress."""
+    """Number of times that :func:`run` reports progress.
+
+    Args:
+        plan (Plan): What is measured.
+
+    Returns:
+        int: The number.
+    """
     return sum(len(group) * (1 + min(plan.rounds, plan.iterations))
                for group in plan.groups())
 
@@ -186,6 +214,21 @@ def _measure(plan: Plan, progress: Callable[[str], None],
     return timings
 
 
+def _first_pass(case: Case, plan: Plan, x: Tensor) -> tuple[Forward, list[Tensor]]:
+    """A model, and what it gives in PyTorch."""
+    try:
+        model = build(case.model, plan.device, plan.backbone)
+        randomize(model.model, model.run, [x[:1]])  # as initialised some overflow
+        with torch.inference_mode():
+            return model, model(x)
+    except SetupError:
+        raise
+    except Exception as error:  # of any model
+        raise SetupError(
+            f'{case.model} cannot be run on images of {" x ".join(map(str, x.shape))} '
+            f'on {plan.device}: {type(error).__name__}: {error}') from error
+
+
 def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], None],
                    wait: Callable[[], object]) -> list[Timing]:
     timings, executables, models = [], [], {}
@@ -196,10 +239,7 @@ def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], 
     for case in group:
         progress(f'{case.model}: preparing {case.mode}, {case.dtype}, {size}')
         if case.model not in models:
-            model = build(case.model, plan.device, plan.backbone)
-            randomize(model.model, model.run, [x[:1]])  # as initialised some overflow
-            with torch.inference_mode():
-                models[case.model] = model, model(x)
+            models[case.model] = _first_pass(case, plan, x)
         model, reference = models[case.model]
         executable = prepare(model, case, x)
         for _ in range(max(1, plan.warmup)):

@@ -55,7 +55,14 @@ def make_rows(plan: Plan, timings: Sequence[Timing],
 
 
 def settings(plan: Plan) -> dict:
-    """How and where a plan is measured."""
+    """How and where a plan is measured.
+
+    Args:
+        plan (Plan): What is measured.
+
+    Returns:
+        dict: What of the plan is not of single cases, hardware, and versions.
+    """
     kept = ('device', 'threads', 'jobs', 'iterations', 'warmup', 'rounds',
             'max_seconds', 'backbone', 'baseline')
     return dict({key: getattr(plan, key) for key in kept},
@@ -64,7 +71,14 @@ def settings(plan: Plan) -> dict:
 
 
 def hardware(device: str) -> str:
-    """Name of the processor behind a device of PyTorch."""
+    """Name of the processor behind a device of PyTorch.
+
+    Args:
+        device (str): 'cpu', 'cuda', ...
+
+    Returns:
+        str: As its maker names it.
+    """
     if device.startswith('cuda'):
         return torch.cuda.get_device_name(device)
     try:

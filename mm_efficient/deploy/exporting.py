@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..engine.checks import SetupError
 from ..version import __version__
+from ..visualization import check_output
 from .coreml import export_coreml
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
@@ -118,21 +119,22 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         Export: What was folded, and how well the outputs agree.
 
     Raises:
-        SetupError: If the model cannot be exported, or the file predicts otherwise.
+        SetupError: If the model cannot be exported, the file cannot be written, or it
+            predicts otherwise.
     """
     check_format(format, path, half)
+    check_output(path, [SUFFIXES[format]])
     static = static or format == 'coreml'
     if static:
         size = images[0].shape[2:]
         images = [batch[:1] for batch in images if batch.shape[2:] == size]
     progress = progress or (lambda what: None)
     progress('predicting in PyTorch')
-    model = copy.deepcopy(model).requires_grad_(False).eval()
-    with torch.no_grad():
-        expected = [list(model(batch)) if backbone else predict(model, batch)
-                    for batch in images]
-    module = (DeployBackbone if backbone else deploy_model)(model)
-    module = module.eval()
+    model = copy.deepcopy(model).requires_grad_(False)
+    model.eval()  # of OpenMMLab's ResNet and Swin themselves it returns nothing
+    module = (DeployBackbone if backbone else deploy_model)(copy.deepcopy(model))
+    module.eval()
+    expected = [_predict(model, batch, backbone) for batch in images]
     fusion = None
     if fused:
         progress('folding')
@@ -149,13 +151,40 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         if format == 'onnx':
             result.operators = onnx_operators(draft)
         progress('comparing with PyTorch')
-        result.agreements = _compare_all(load(draft, format), images, expected)
+        result.agreements = _compare_all(
+            load(draft, format), images, expected, _mask_threshold(model))
     return result
 
 
+@torch.no_grad()
+def _predict(model: nn.Module, batch: Tensor, backbone: bool) -> list:
+    try:
+        return list(model(batch)) if backbone else predict(model, batch)
+    except Exception as error:  # of any model
+        raise SetupError(
+            f'the model cannot run images of {_shape(batch)} in PyTorch: '
+            f'{type(error).__name__}: {_first_line(error)}') from error
+
+
+def _shape(batch: Tensor) -> str:
+    return ' x '.join(map(str, batch.shape))
+
+
+def _mask_threshold(model: nn.Module) -> float:
+    cfg = getattr(model, 'test_cfg', None) or {}
+    return cfg.get('rcnn', {}).get('mask_thr_binary', 0.5)
+
+
 def _compare_all(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor],
-                 expected: Sequence[list]) -> list[Agreement]:
-    agreements = [compare(run, *pair) for pair in zip(images, expected)]
+                 expected: Sequence[list], mask_threshold: float) -> list[Agreement]:
+    agreements = []
+    for batch, outputs in zip(images, expected):
+        try:
+            agreements.append(compare(run, batch, outputs, mask_threshold))
+        except Exception as error:  # of any runtime
+            raise SetupError(
+                f'the exported model cannot run images of {_shape(batch)}, so the file '
+                f'is not kept: {type(error).__name__}: {_first_line(error)}') from error
     wrong = [str(each) for each in agreements if not each.agrees]
     if wrong:
         raise SetupError(
@@ -189,9 +218,12 @@ def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
                        'torch-export': _write_program}
             writers[format](module, path, x, static, metadata)
     except Exception as error:  # of any exporter
-        reason = (str(error).strip().splitlines() or [''])[0]
         raise SetupError(f'the model cannot be exported to {format}: '
-                         f'{type(error).__name__}: {reason}') from error
+                         f'{type(error).__name__}: {_first_line(error)}') from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [''])[0]
 
 
 def _write_onnx(module: nn.Module, path: Path, x: Tensor, static: bool,

@@ -126,7 +126,14 @@ def fuse(model: nn.Module, x: Tensor,
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples and dicts, in their order."""
+    """All tensors in nested lists, tuples and dicts, in their order.
+
+    Args:
+        value (Any): Output of a model, say.
+
+    Returns:
+        list[Tensor]: Flat; empty if there is none.
+    """
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -353,8 +360,9 @@ def _fold(norm: _BatchNorm, flow: DataFlow) -> tuple[nn.Module | None, str]:
     """
     call = flow.only_call(norm)
     if call is None:
-        return None, ('called several times' if norm in flow.calls
-                      else 'not used in this pass')
+        calls = flow.calls.get(norm, [])
+        return None, ('not used in this pass' if not calls else 'called several times'
+                      if len(calls) > 1 else 'called with more than a tensor')
     if norm.running_mean is None:
         return None, 'its statistics are of its input'
     before = flow.producers.get(id(call.input))

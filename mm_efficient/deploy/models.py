@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.ops import RoIAlign
+from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
@@ -35,13 +37,16 @@ class DeployModel(nn.Module):
         super().__init__()
         self.model = model
         preprocessor = model.data_preprocessor
-        # Pipelines of OpenMMLab deliver BGR
-        self.rgb = bool(getattr(preprocessor, 'to_rgb', False) or getattr(
-            preprocessor, '_channel_conversion', False) or getattr(
-                preprocessor, 'channel_conversion', False))
+        # Pipelines of OpenMMLab deliver BGR, of which this makes RGB
+        self.rgb = any(getattr(preprocessor, name, False) for name in (
+            'to_rgb', '_channel_conversion', 'channel_conversion'))
         self.normalize = hasattr(preprocessor, 'mean')
-        self.pad_divisor = getattr(preprocessor, 'pad_size_divisor', 1) or 1
-        self.pad_value = getattr(preprocessor, 'pad_value', 0)
+        self.pad_divisor, self.pad_value = self._padding(preprocessor)
+
+    def _padding(self, preprocessor: nn.Module) -> tuple[int, float]:
+        """Number that both sides are padded to a multiple of, and with what."""
+        return (getattr(preprocessor, 'pad_size_divisor', 1) or 1,
+                getattr(preprocessor, 'pad_value', 0))
 
     def preprocess(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) of 0 to 255 -> normalised and padded, (B, 3, H', W')."""
@@ -92,9 +97,18 @@ class DeployClassifier(DeployModel):
 
     output_names = ('output', )
 
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self.multi_label = isinstance(model.head, MultiLabelClsHead)
+        if not self.multi_label and not isinstance(model.head, ClsHead):
+            raise SetupError(_refusal(
+                model, f'its head is a {type(model.head).__name__}; expected a ClsHead '
+                'or a MultiLabelClsHead'))
+
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """(B, 3, H, W) -> (B, num_classes)."""
-        return (self.network(image).softmax(-1), )
+        logits = self.network(image)
+        return (logits.sigmoid() if self.multi_label else logits.softmax(-1), )
 
     def network(self, image: Tensor) -> Tensor:
         """Logits, (B, num_classes)."""
@@ -113,6 +127,14 @@ class DeploySegmentor(DeployModel):
                 "only segmentors that see the whole image can be exported, this one "
                 f'has model.test_cfg.mode={model.test_cfg.mode!r}; set it to whole.')
         make_exportable(model)
+
+    def _padding(self, preprocessor: nn.Module) -> tuple[int, float]:
+        padding = preprocessor.test_cfg or {}
+        if padding.get('size'):
+            raise SetupError(_refusal(
+                self.model, 'its data_preprocessor.test_cfg.size pads to one size; '
+                'expected size_divisor, or none of both'))
+        return padding.get('size_divisor') or 1, preprocessor.pad_val
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """(B, 3, H, W) -> int64 (B, 1, H, W)."""
@@ -159,8 +181,11 @@ class DeployTwoStageDetector(DeployModel):
     """
 
     def __init__(self, model: nn.Module):
+        from mmdet.models import FPN
         super().__init__(model)
         self.output_names = ('dets', 'labels', 'masks')[:2 + model.with_mask]
+        if type(model.neck) is FPN and not model.neck.add_extra_convs:
+            model.neck = PooledFPN(model.neck)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> (B, K, 5), int64 (B, K), and (B, K, 28, 28)."""
@@ -380,12 +405,36 @@ def make_exportable(model: nn.Module):
                     align_corners=child.align_corners))
 
 
+class PooledFPN(nn.Module):
+    """``FPN`` whose coarsest levels are every other pixel of the finer one.
+
+    The original pools them, which `torch.export` takes for even sizes only.
+
+    Args:
+        neck (nn.Module): ``FPN`` without extra convolutions, changed in place.
+    """
+
+    def __init__(self, neck: nn.Module):
+        super().__init__()
+        self.pooled = neck.num_outs - len(neck.fpn_convs)
+        neck.num_outs = len(neck.fpn_convs)
+        self.neck = neck
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Levels of the backbone to those of the pyramid."""
+        levels = list(self.neck(inputs))
+        for _ in range(self.pooled):
+            levels.append(levels[-1][..., ::2, ::2])
+        return tuple(levels)
+
+
 def deploy_model(model: nn.Module) -> nn.Module:
     """What is deployed of a whole model.
 
     Args:
         model (nn.Module): Classifier of MMPretrain, detector of MMDetection or
-            segmentor of MMSegmentation, in eval mode.
+            segmentor of MMSegmentation, in eval mode. Layers that export with known
+            sizes only are replaced in it.
 
     Returns:
         nn.Module: Takes RGB photographs of 0 to 255, (B, 3, H, W), and returns a tuple
@@ -394,53 +443,82 @@ def deploy_model(model: nn.Module) -> nn.Module:
     Raises:
         SetupError: If models of its kind cannot be deployed.
     """
-    from mmpretrain.models import ImageClassifier
     if isinstance(model, ImageClassifier):
         return DeployClassifier(model)
     if find_spec('mmseg'):
-        from mmseg.models import EncoderDecoder
-        if isinstance(model, EncoderDecoder):
+        from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
+        if type(model) in (EncoderDecoder, CascadeEncoderDecoder):
             return DeploySegmentor(model)
-    if find_spec('mmdet') and (detector := _detector(model)):
-        return detector(model)
-    raise SetupError(
-        f'{type(model).__name__} cannot be exported as a whole; expected an '
-        'ImageClassifier, an EncoderDecoder, a detector of one stage with a RetinaHead '
-        'or one of two stages with an RPNHead and a StandardRoIHead, with '
-        "suppression of type 'nms'. Its backbone can, with --backbone.")
+    if find_spec('mmdet'):
+        from mmdet.models import SingleStageDetector, TwoStageDetector
+        for base, deployed, obstacle in (
+                (SingleStageDetector, DeployDenseDetector, _one_stage_obstacle),
+                (TwoStageDetector, DeployTwoStageDetector, _two_stage_obstacle)):
+            # A class that predicts in another way is something else
+            if isinstance(model, base) and type(model).predict is base.predict:
+                if reason := obstacle(model):
+                    raise SetupError(_refusal(model, reason))
+                return deployed(model)
+    raise SetupError(_refusal(
+        model, 'expected an ImageClassifier, an EncoderDecoder, a RetinaNet, a Faster '
+        'R-CNN or a Mask R-CNN'))
 
 
-def _detector(model: nn.Module) -> type | None:
+def _refusal(model: nn.Module, reason: str) -> str:
+    return (f'{type(model).__name__} cannot be exported as a whole: {reason}. Its '
+            'backbone can, with --backbone.')
+
+
+def _one_stage_obstacle(model: nn.Module) -> str:
+    """Why a detector of one stage is none that can be deployed; empty if it is."""
+    from mmdet.models import RetinaHead
+    if type(model.bbox_head) is not RetinaHead:
+        return (f'its head is a {type(model.bbox_head).__name__}; expected a '
+                'RetinaHead')
+    return _test_cfg_obstacle('model.test_cfg', model.test_cfg, 'nms_pre')
+
+
+def _two_stage_obstacle(model: nn.Module) -> str:
+    """Why a detector of two stages is none that can be deployed; empty if it is."""
     from mmdet.models import (
+        BBoxHead,
         FCNMaskHead,
-        RetinaHead,
         RPNHead,
         SingleRoIExtractor,
-        SingleStageDetector,
         StandardRoIHead,
-        TwoStageDetector,
     )
-    cfg = model.test_cfg or {}
-    if isinstance(model, SingleStageDetector):
-        known = type(model.bbox_head) is RetinaHead and _plain(cfg)
-        return DeployDenseDetector if known else None
-    if not isinstance(model, TwoStageDetector):
-        return None
-    roi_head = model.roi_head
-    extractors = [roi_head.bbox_roi_extractor] + (
-        [roi_head.mask_roi_extractor] if model.with_mask else [])
-    known = (type(model.rpn_head) is RPNHead and type(roi_head) is StandardRoIHead
-             and not roi_head.with_shared_head
-             and all(type(e) is SingleRoIExtractor and _aligned(e) for e in extractors)
-             and (not model.with_mask or type(roi_head.mask_head) is FCNMaskHead)
-             and _plain(cfg.rpn) and _plain(cfg.rcnn))
-    return DeployTwoStageDetector if known else None
+    if not model.with_rpn or type(model.rpn_head) is not RPNHead:
+        return 'it has no RPNHead'
+    head = model.roi_head
+    if type(head) is not StandardRoIHead or head.with_shared_head:
+        return 'its roi_head is no StandardRoIHead, or has a shared head'
+    box_head = head.bbox_head
+    if not isinstance(box_head, BBoxHead) or not box_head.with_reg or getattr(
+            box_head, 'custom_activation', False):
+        return (f'its bbox_head is a {type(box_head).__name__}; expected a BBoxHead '
+                'with boxes and a softmax over classes')
+    if model.with_mask and type(head.mask_head) is not FCNMaskHead:
+        return f'its mask_head is a {type(head.mask_head).__name__}'
+    if model.with_mask and model.test_cfg.rcnn.mask_thr_binary < 0:
+        return 'model.test_cfg.rcnn.mask_thr_binary is negative'
+    extractors = [head.bbox_roi_extractor]
+    if model.with_mask:
+        extractors.append(head.mask_roi_extractor)
+    for extractor in extractors:
+        layer = extractor.roi_layers[0]
+        if type(extractor) is not SingleRoIExtractor or not isinstance(
+                layer, RoIAlign) or not layer.aligned or layer.pool_mode != 'avg':
+            return ('it extracts regions by something else than an aligned RoIAlign '
+                    'of one level each')
+    return (_test_cfg_obstacle('model.test_cfg.rpn', model.test_cfg.rpn, 'nms_pre')
+            or _test_cfg_obstacle('model.test_cfg.rcnn', model.test_cfg.rcnn))
 
 
-def _plain(cfg: dict) -> bool:
-    return cfg['nms'].get('type', 'nms') == 'nms'
-
-
-def _aligned(extractor: nn.Module) -> bool:
-    layer = extractor.roi_layers[0]
-    return layer.aligned and layer.pool_mode == 'avg'
+def _test_cfg_obstacle(name: str, cfg: dict, *numbers: str) -> str:
+    if cfg['nms'].get('type', 'nms') != 'nms':
+        return f"{name}.nms.type is {cfg['nms']['type']}; expected nms"
+    for key in (*numbers, 'max_per_img'):
+        if cfg.get(key, -1) <= 0:
+            return (f'{name}.{key} is {cfg.get(key)}; expected a positive number, how '
+                    'many rows the outputs have depends on it')
+    return ''

@@ -36,23 +36,20 @@ def _pyramid_roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor,
     return out
 
 
-if not hasattr(torch.library, 'custom_op'):
-    raise ImportError('mm_efficient.deploy needs torch 2.4 or later, this is '
-                      f'{torch.__version__}')
-_suppress_op = torch.library.custom_op(
-    'mm_efficient::suppress', _suppress, mutates_args=())
-_pyramid_roi_align_op = torch.library.custom_op(
-    'mm_efficient::pyramid_roi_align', _pyramid_roi_align, mutates_args=())
+_suppress_op, _pyramid_roi_align_op = _suppress, _pyramid_roi_align
+if hasattr(torch.library, 'custom_op'):  # torch 2.4; exporting needs later ones
+    _suppress_op = torch.library.custom_op(
+        'mm_efficient::suppress', _suppress, mutates_args=())
+    _pyramid_roi_align_op = torch.library.custom_op(
+        'mm_efficient::pyramid_roi_align', _pyramid_roi_align, mutates_args=())
 
+    @_suppress_op.register_fake
+    def _(boxes, scores, iou_threshold, max_output):
+        return boxes.new_empty((boxes.shape[0], max_output), dtype=torch.int64)
 
-@_suppress_op.register_fake
-def _(boxes, scores, iou_threshold, max_output):
-    return boxes.new_empty((boxes.shape[0], max_output), dtype=torch.int64)
-
-
-@_pyramid_roi_align_op.register_fake
-def _(maps, rois, levels, scales, size, sampling_ratio):
-    return maps[0].new_empty((rois.shape[0], maps[0].shape[1], size, size))
+    @_pyramid_roi_align_op.register_fake
+    def _(maps, rois, levels, scales, size, sampling_ratio):
+        return maps[0].new_empty((rois.shape[0], maps[0].shape[1], size, size))
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float,

@@ -69,16 +69,19 @@ def predict(model: nn.Module, images: Tensor) -> list[BaseDataElement]:
 
 
 def compare(run: Callable[[Tensor], Sequence[Tensor]], images: Tensor,
-            expected: Sequence) -> Agreement:
+            expected: Sequence, mask_threshold: float = 0.5) -> Agreement:
     """Compare the outputs of an exported model.
 
     Args:
         run (Callable): The exported model.
         images (Tensor): A batch.
         expected (Sequence): Maps of a backbone, or samples from :func:`predict`.
+        mask_threshold (float): Probability from which a pixel counts to the mask of a
+            detection. Defaults to 0.5.
 
     Returns:
-        Agreement: What was found.
+        Agreement: What was found. Beside deviations it tells how much there was to
+        compare: boxes, or classes that occur.
     """
     outputs = run(images)
     first = expected[0]
@@ -91,10 +94,12 @@ def compare(run: Callable[[Tensor], Sequence[Tensor]], images: Tensor,
     elif 'pred_sem_seg' in first:
         labels = torch.stack([sample.pred_sem_seg.data for sample in expected])
         same = (outputs[0] == labels).double().mean().item()
-        return Agreement(tuple(images.shape), {'pixels of the same class': same},
-                         same >= LEAST_SHARE)
+        return Agreement(
+            tuple(images.shape),
+            {'pixels of the same class': same, 'classes': len(labels.unique())},
+            same >= LEAST_SHARE)
     else:
-        return _compare_detections(outputs, images, expected)
+        return _compare_detections(outputs, images, expected, mask_threshold)
     return Agreement(tuple(images.shape), figures,
                      all(value <= TOLERANCE for value in figures.values()))
 
@@ -107,7 +112,8 @@ def _deviation(output: Tensor, expected: Tensor) -> float:
 
 
 def _compare_detections(outputs: Sequence[Tensor], images: Tensor,
-                        expected: Sequence[BaseDataElement]) -> Agreement:
+                        expected: Sequence[BaseDataElement],
+                        mask_threshold: float) -> Agreement:
     number = matched = 0
     corners = scores = 0.
     overlaps = []
@@ -123,7 +129,8 @@ def _compare_detections(outputs: Sequence[Tensor], images: Tensor,
         matched += len(pairs)
         if pairs and 'masks' in truth:
             a, b = (list(side) for side in zip(*pairs))
-            masks = paste_masks(outputs[2][i][a], found[a, :4], images.shape[2:])
+            masks = paste_masks(outputs[2][i][a], found[a, :4], images.shape[2:],
+                                mask_threshold)
             overlaps.append(_mean_overlap(masks, truth.masks[b]))
     figures = dict(boxes=number, matched=matched / number if number else 1.,
                    pixels=corners, scores=scores)

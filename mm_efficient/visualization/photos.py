@@ -1,5 +1,5 @@
 """Photographs: found, checked, and made the input of a model."""
-import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..engine.checks import SetupError, check_checkpoint
 from ..engine.model_checks import check_model, check_weights
 from ..models import PyramidBackbone
 
+FOLDER_SUFFIXES = ('.mlpackage', )  # of files that are folders
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # Shorter side of an image in pixels, as published, by task
 SHORT_SIDES = dict(mmpretrain=224, mmdet=800, mmseg=512)
@@ -101,13 +102,25 @@ def load_model(cfg: Config, checkpoint: str | None = None,
     if weights:
         check_weights(cfg, weights, checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
+        try:
+            model = MODELS.build(cfg.model)
+        except Exception as error:  # of any class of any library
+            raise SetupError('the model of the config cannot be built: '
+                             f'{type(error).__name__}: {error}') from error
         if checkpoint:
             load_checkpoint(model, checkpoint, map_location='cpu', logger='current')
         else:
             torch.manual_seed(0)
-            model.init_weights()
-    return model.to(device).eval()
+            try:
+                model.init_weights()
+            except Exception as error:
+                raise SetupError(
+                    'the weights that init_cfg of the config names cannot be loaded: '
+                    f'{type(error).__name__}: {error}. Name a checkpoint, or leave '
+                    'them out: --cfg-options model.backbone.init_cfg=None.') from error
+    model.to(device)
+    model.eval()  # of some models of OpenMMLab it returns nothing
+    return model
 
 
 @torch.no_grad()
@@ -162,6 +175,10 @@ def check_output(path: str | Path, suffixes: Sequence[str]):
     except OSError as error:
         raise SetupError(f'The folder of {path} cannot be created: '
                          f'{error}.') from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise SetupError(f'{path} cannot be written: it is a folder, or its folder '
-                         'does not allow it.')
+    if path.is_dir() and path.suffix not in FOLDER_SUFFIXES:
+        raise SetupError(f'{path} cannot be written: it is a folder.')
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SetupError(f'{path} cannot be written: {error}.') from None

@@ -6,9 +6,15 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small_models import small_images, small_model
 
-from mm_efficient.deploy.models import AdaptiveAverage, deploy_model, paste_masks
+from mm_efficient.deploy.models import (
+    AdaptiveAverage,
+    PooledFPN,
+    deploy_model,
+    paste_masks,
+)
 from mm_efficient.deploy.verification import compare, predict
 from mm_efficient.engine import SetupError
+from mm_efficient.engine.setup import load_config
 from mm_efficient.hub import configs_folder
 
 NAMES = ['det/swiftformer_xs_retinanet_1x', 'det/lowformer_b0_maskrcnn_1x']
@@ -81,6 +87,58 @@ def test_classifiers():
     assert expected.std(1).min() > 1e-3  # not all alike
 
 
+def test_masks_of_another_threshold():
+    model = small_model('det/lowformer_b0_maskrcnn_1x',
+                        **{'model.test_cfg.rcnn.mask_thr_binary': 0.3})
+    images = small_images()[0]
+    samples = predict(model, images)
+    deployed = deploy_model(model)
+    with torch.no_grad():
+        for threshold, lowest, highest in ((0.3, 0.99, 1), (0.5, 0, 0.95)):
+            found = compare(deployed, images, samples, threshold)
+            assert lowest <= found.figures['overlap of masks'] <= highest
+
+
+def test_segmentors_that_pad():
+    padded = small_model('seg/swiftformer_xs_fpn_40k', **{
+        'model.data_preprocessor.test_cfg': dict(size_divisor=64),
+        'model.data_preprocessor.pad_val': 7})
+    images = small_images()[1]  # 75 x 161
+    with torch.no_grad():
+        labels, = deploy_model(padded)(images)
+    truth = predict(padded, images)[0].pred_sem_seg.data
+    assert (labels[0] == truth).float().mean() > 0.9999
+    plain = small_model('seg/swiftformer_xs_fpn_40k')
+    assert (predict(plain, images)[0].pred_sem_seg.data == truth).float().mean() < 0.999
+    with pytest.raises(SetupError, match='test_cfg.size pads to one size'):
+        small_model('seg/swiftformer_xs_fpn_40k', **{
+            'model.data_preprocessor.test_cfg': dict(size=(256, 256))})
+
+
+def test_classifiers_of_several_labels():
+    head = dict(_delete_=True, type='MultiLabelLinearClsHead', num_classes=7,
+                in_channels=256)
+    model = small_model('cls/reduceformer_b1_300e', **{
+        'model.head': head, 'model.neck': dict(type='GlobalAveragePooling')})
+    images = small_images()[0]
+    with torch.no_grad():
+        scores, = deploy_model(model)(images)
+    expected = torch.stack([s.pred_score for s in predict(model, images)])
+    torch.testing.assert_close(scores, expected)
+    assert not torch.allclose(scores.sum(1), torch.ones(2), atol=0.1)
+
+
+def test_coarsest_levels():
+    from mmdet.models import FPN
+    neck = FPN([4, 4], 8, num_outs=4).eval()
+    maps = [torch.rand(1, 4, 13, 22), torch.rand(1, 4, 7, 11)]
+    expected = neck(maps)
+    levels = PooledFPN(neck)(maps)
+    assert [x.shape[2:] for x in levels] == [(13, 22), (7, 11), (4, 6), (2, 3)]
+    for level, truth in zip(levels, expected):
+        assert torch.equal(level, truth)
+
+
 def test_models_that_see_bgr():
     cfg = Config.fromfile(configs_folder() / 'cls' / 'lowformer_b0_300e.py')
     cfg.model.data_preprocessor.to_rgb = False
@@ -101,14 +159,35 @@ def test_adaptive_average(size):
                                    F.adaptive_avg_pool2d(x, size), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize('options', [
-    {'model.test_cfg.rcnn.nms.type': 'soft_nms'},
-    {'model.roi_head.bbox_roi_extractor.roi_layer.aligned': False},
+@pytest.mark.parametrize('options, reason', [
+    ({'model.test_cfg.rcnn.nms.type': 'soft_nms'}, 'rcnn.nms.type is soft_nms'),
+    ({'model.test_cfg.rcnn.max_per_img': -1}, 'rcnn.max_per_img is -1'),
+    ({'model.test_cfg.rpn.nms_pre': -1}, 'rpn.nms_pre is -1'),
+    ({'model.test_cfg.rcnn.mask_thr_binary': -1}, 'mask_thr_binary is negative'),
+    ({'model.roi_head.bbox_roi_extractor.roi_layer.aligned': False}, 'aligned RoIAli'),
+    ({'model.roi_head.bbox_roi_extractor.roi_layer': dict(
+        _delete_=True, type='RoIPool', output_size=7)}, 'aligned RoIAlign'),
+    ({'model.roi_head.bbox_head.loss_cls': dict(
+        _delete_=True, type='SeesawLoss', num_classes=7)}, 'is a Shared2FCBBoxHead'),
 ])
-def test_detectors_that_are_something_else_are_refused(options):
-    with pytest.raises(SetupError, match='MaskRCNN cannot be exported as a whole.*'
-                                         '--backbone'):
+def test_detectors_that_are_something_else_are_refused(options, reason):
+    with pytest.raises(SetupError, match=f'RCNN cannot be exported as a whole.*{reason}'
+                                         '.*--backbone'):
         small_model('det/lowformer_b0_maskrcnn_1x', **options)
+
+
+def test_other_models_are_refused():
+    with pytest.raises(SetupError, match='ImageClassifier cannot .* is a NoneType'):
+        deploy_model(MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=dict(
+            type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8))))
+    with pytest.raises(SetupError, match='Linear cannot be .* expected an ImageClass'):
+        deploy_model(torch.nn.Linear(3, 3))
+    cfg = load_config(str(configs_folder() / 'det' / 'lowformer_b0_maskrcnn_1x.py'))
+    cfg.model.type = 'FastRCNN'  # proposals come with the image
+    del cfg.model['rpn_head'], cfg.model.train_cfg['rpn_proposal']
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'), \
+            pytest.raises(SetupError, match='FastRCNN cannot be .* it has no RPNHead'):
+        deploy_model(MODELS.build(cfg.model))
 
 
 def test_sliding_windows_are_refused():

@@ -1,6 +1,7 @@
 import csv
 import json
 
+import pytest
 import torch
 from conftest import load_tool
 from PIL import Image
@@ -36,3 +37,11 @@ def test_table_files_and_plot(tmp_path, monkeypatch, capsys, fails):
     assert 'has to end with' in fails(tool, model, '--out', 'r.txt')
     assert 'reports no accuracy' in fails(tool, *args, '--size', '64', '--plot',
                                           'q.png')
+    assert '--top1 timm/mobile: expected one of the models' in fails(
+        tool, *args, '--top1', 'timm/mobile=57.9')
+    assert 'cannot be run on images of 1 x 3 x 16 x 16 on cpu: ValueError' in fails(
+        tool, 'swiftformer_xs', '--size', '16')
+    for wrong in ('nan', '-3', 'long'):
+        with pytest.raises(SystemExit):
+            tool([model, '--max-seconds', wrong])
+        assert f"'{wrong}' is not a positive number" in capsys.readouterr().err

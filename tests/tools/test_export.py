@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from mm_efficient.datasets.scenes import draw_scene
-from mm_efficient.deploy import load
+from mm_efficient.deploy import load, photographs, randomize
+from mm_efficient.deploy.verification import predict
+from mm_efficient.engine.setup import load_config
+from mm_efficient.visualization import load_model
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
@@ -19,6 +22,16 @@ model = dict(
     backbone=dict(_delete_=True, type='SwiftFormer', arch=dict(
         embed_dims=[16, 32, 48, 64], depths=[1, 1, 1, 1])),
     head=dict(in_channels=64, num_classes=5))
+"""
+
+
+FIXED_SIZE = """
+_base_ = 'small.py'
+model = dict(
+    backbone=dict(_delete_=True, type='MlpMixer', img_size=64, arch=dict(
+        embed_dims=16, num_layers=1, tokens_mlp_dims=8, channels_mlp_dims=8)),
+    neck=dict(type='GlobalAveragePooling', dim=1),
+    head=dict(_delete_=True, type='LinearClsHead', num_classes=5, in_channels=16))
 """
 
 
@@ -66,6 +79,37 @@ def test_backbone_as_torchscript(tool, small, tmp_path, capsys):
     assert '1 x 3 x 64 x 64: map 0' in text and 'folded' not in text
     assert load('small.pt', 'torchscript')(torch.zeros(1, 3, 64, 64))[0].shape == (
         1, 64, 2, 2)
+
+
+def test_weights_that_the_config_names_are_kept(tool, small, config, capsys):
+    model, images = load_model(load_config(small)), photographs([], (64, 64))[0]
+    randomize(model, lambda model, x: model((x - 128) / 64), [images])
+    for parameter in model.head.parameters():
+        parameter.data *= 3
+    torch.save(dict(state_dict=model.state_dict()), 'trained.pth')
+    tool('deployment/export')([
+        small, '--out', 'small.pt', '--size', '64', '--cfg-options',
+        'model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint=trained.pth'])
+    scores, = load('small.pt', 'torchscript')(images)
+    expected = torch.stack([sample.pred_score for sample in predict(model, images)])
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-6)
+    assert expected.std() > 0.01
+
+
+def test_models_that_cannot_be_built_or_run(tool, small, fails, tmp_path):
+    main = tool('deployment/export')
+    args = [small, '--out', 'a.pt', '--size', '64', '--cfg-options']
+    assert 'cannot be built: KeyError' in fails(main, *args, 'model.head.type=Foo')
+    assert 'init_cfg of the config names cannot be loaded' in fails(
+        main, *args, 'model.head.init_cfg.type=Pretrained',
+        'model.head.init_cfg.checkpoint=none.pth')
+    (tmp_path / 'fixed.py').write_text(FIXED_SIZE)
+    args = ['fixed.py', '--out', 'a.pt', '--size', '64']
+    assert 'cannot run images of 2 x 3 x 64 x 64, 1 x 3 x 51 x 81: AssertionError' in (
+        fails(main, *args))
+    assert not (tmp_path / 'a.pt').exists()
+    main([*args, '--static'])
+    assert (tmp_path / 'a.pt').exists()
 
 
 def test_wrong_arguments(tool, small, fails, tmp_path, capsys):

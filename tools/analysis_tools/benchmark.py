@@ -85,7 +85,7 @@ EXAMPLES = r"""examples:
         lowformer_b1_retinanet_1x --backbone --size 800x1344
   reported accuracy against measured latency:
     python tools/analysis_tools/benchmark.py resnet50_8xb32_in1k soft_tiny \
-        --plot accuracy.png --top1 mine=80.1
+        timm/resnet18 --plot accuracy.png --top1 timm/resnet18=69.8
   the plot again, from the file of an earlier run:
     python tools/analysis_tools/benchmark.py --from speed.json --plot accuracy.png
 """
@@ -96,6 +96,17 @@ def positive(text):
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
+
+
+def seconds(text):
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive number')
+    return value
 
 
 def model_accuracy(text):
@@ -141,7 +152,7 @@ def parse_args(argv=None):
                         help='processes that measure at the same time (default: 1)')
     parser.add_argument('--iterations', type=positive, default=400,
                         help='timed passes of each (default: 400)')
-    parser.add_argument('--max-seconds', type=float, default=60.,
+    parser.add_argument('--max-seconds', type=seconds, default=60.,
                         help='longest time for the passes of each (default: 60)')
     parser.add_argument('--warmup', type=positive, default=10,
                         help='passes before (default: 10)')
@@ -162,8 +173,12 @@ def parse_args(argv=None):
     return args
 
 
-def check_plot(args, accuracies):
-    """Find out in time that a plot would be empty."""
+def check_accuracies(args, models, accuracies):
+    """Find out in time that a plot would be empty, or --top1 is of another model."""
+    unknown = [name for name, _ in args.top1 if name not in models]
+    if unknown:
+        raise SetupError(f'--top1 {unknown[0]}: expected one of the models that are '
+                         f'measured, {", ".join(dict.fromkeys(models))}.')
     if args.plot and not any(accuracies):
         raise SetupError('--plot has nothing to show: the metadata of these models '
                          'reports no accuracy. Name it with --top1 MODEL=VALUE.')
@@ -175,7 +190,8 @@ def read(args):
     top1 = dict(args.top1)
     for row in rows:
         row['top1_reported'] = top1.get(row['model'], row['top1_reported'])
-    check_plot(args, [row['top1_reported'] for row in rows])
+    check_accuracies(args, [row['model'] for row in rows],
+                     [row['top1_reported'] for row in rows])
     return rows, where
 
 
@@ -187,7 +203,7 @@ def measure(args):
         args.max_seconds, args.backbone, args.baseline)
     check_plan(plan)
     top1 = {name: reported_top1(name) for name in args.models} | dict(args.top1)
-    check_plot(args, [top1[name] for name in args.models])
+    check_accuracies(args, args.models, [top1[name] for name in args.models])
     columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(),
                TextColumn('left:'), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:

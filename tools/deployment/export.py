@@ -71,8 +71,8 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of any task')
     parser.add_argument('checkpoint', nargs='?',
-                        help='checkpoint file (default: random weights, which is good '
-                        'for timing)')
+                        help='checkpoint file (default: the weights that init_cfg of '
+                        'the config names, or else random ones, good for timing)')
     parser.add_argument('--out', required=True, metavar='FILE',
                         help='file to write; .onnx, .pt (TorchScript), .pt2 '
                         '(torch.export) or .mlpackage (Core ML) says the format')
@@ -111,6 +111,14 @@ def format_of(path):
                      f'{", ".join(SUFFIXES.values())}.')
 
 
+def names_weights(cfg):
+    """Whether an ``init_cfg`` in the config of a model is of trained weights."""
+    if isinstance(cfg, (list, tuple)):
+        return any(map(names_weights, cfg))
+    return isinstance(cfg, dict) and (
+        cfg.get('type') == 'Pretrained' or any(map(names_weights, cfg.values())))
+
+
 def prepare(args):
     """Everything that is checked and read before the export.
 
@@ -123,15 +131,23 @@ def prepare(args):
     cfg = load_config(args.config, args.cfg_options, args.mini)
     model = load_model(cfg, args.checkpoint)
     size = args.size or DEFAULT_SIZES[cfg.default_scope]
-    batches = photographs(files, size)
+    batches = photographs(files, size)[:1 if args.static else 2]
     weights = check_checkpoint(args.checkpoint) if args.checkpoint else None
     meta = dataset_meta(cfg, weights or {})
     metadata = dict(config=args.config, task=cfg.default_scope,
                     classes=list(meta['classes']), input='RGB, 0 to 255')
     first = batches[0][0].permute(1, 2, 0).byte().numpy()
     model_input(model, first)  # fits hash functions that are not
-    if not args.checkpoint:
-        randomize(deploy_model(model), lambda module, x: module.network(x), batches)
+    if not args.checkpoint and not names_weights(cfg.model):
+        try:
+            randomize(deploy_model(model), lambda module, x: module.network(x), batches)
+        except SetupError:
+            raise
+        except Exception as error:  # of any model
+            shapes = ', '.join(' x '.join(map(str, batch.shape)) for batch in batches)
+            raise SetupError(
+                f'the model cannot run images of {shapes}: {type(error).__name__}: '
+                f'{error}. --size and --static choose others.') from error
     if args.backbone:
         metadata['input'] = 'normalised'
         batches = [torch.cat([model_input(model, image.permute(1, 2, 0).byte().numpy())
@@ -151,6 +167,9 @@ def print_export(result, console):
         if not each.figures.get('boxes', 1):
             console.print('  no box to compare: name a photograph with --image that '
                           'the model finds something in')
+        if each.figures.get('classes', 2) == 1:
+            console.print('  one class to compare: name a photograph with --image that '
+                          'the model finds more in')
     if result.operators:
         console.print('operators: ' + ', '.join(
             f'{name} {number}' for name, number in result.operators.items()))
