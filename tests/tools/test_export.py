@@ -66,6 +66,7 @@ def test_classifier_on_a_photograph(tool, small, photo, tmp_path, capsys):
     properties = {each.key: each.value for each in onnx.load(
         tmp_path / 'out/small.onnx').metadata_props}
     assert properties['task'] == 'mmpretrain'
+    assert properties['weights'] == 'random' and 'weights: random' in text
     assert json.loads(properties['classes']) == [f'class {i}' for i in range(5)]
     scores, = load('out/small.onnx', 'onnx')(torch.zeros(1, 3, 75, 64))
     assert scores.shape == (1, 5) and scores.sum().item() == pytest.approx(1)
@@ -90,6 +91,7 @@ def test_weights_that_the_config_names_are_kept(tool, small, config, capsys):
     tool('deployment/export')([
         small, '--out', 'small.pt', '--size', '64', '--cfg-options',
         'model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint=trained.pth'])
+    assert 'weights: those of init_cfg' in capsys.readouterr().out
     scores, = load('small.pt', 'torchscript')(images)
     expected = torch.stack([sample.pred_score for sample in predict(model, images)])
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-6)

@@ -134,11 +134,13 @@ def prepare(args):
     batches = photographs(files, size)[:1 if args.static else 2]
     weights = check_checkpoint(args.checkpoint) if args.checkpoint else None
     meta = dataset_meta(cfg, weights or {})
-    metadata = dict(config=args.config, task=cfg.default_scope,
+    origin = args.checkpoint or ('those of init_cfg' if names_weights(cfg.model)
+                                 else 'random')
+    metadata = dict(config=args.config, weights=origin, task=cfg.default_scope,
                     classes=list(meta['classes']), input='RGB, 0 to 255')
     first = batches[0][0].permute(1, 2, 0).byte().numpy()
     model_input(model, first)  # fits hash functions that are not
-    if not args.checkpoint and not names_weights(cfg.model):
+    if origin == 'random':
         try:
             randomize(deploy_model(model), lambda module, x: module.network(x), batches)
         except SetupError:
@@ -189,6 +191,7 @@ def main(argv=None):
                 half=args.half, metadata=metadata, progress=status.update)
     except SetupError as error:
         sys.exit(f'error: {error}')
+    console.print(f'weights: {metadata["weights"]}')
     print_export(result, console)
     if not result.agreements:
         console.print("not compared: Core ML runs on Apple's systems only")
