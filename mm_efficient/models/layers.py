@@ -18,10 +18,14 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager:
         x (Tensor): Any tensor of the computation.
 
     Returns:
-        AbstractContextManager: Disables autocast; does nothing on the meta device,
-        which has none.
+        AbstractContextManager: Disables autocast; does nothing where there is none,
+        because programs of `torch.export` with such a context cannot be saved.
     """
-    if x.device.type == 'meta':
+    try:
+        enabled = x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
+    except TypeError:  # torch before 2.4 does not tell by device
+        enabled = True
+    if not enabled:
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
