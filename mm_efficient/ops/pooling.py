@@ -22,7 +22,7 @@ def area_pool(x: Tensor, height: int, width: int) -> Tensor:
     rows = _cell_weights(x.shape[-3], height, x)  # (height, H)
     columns = _cell_weights(x.shape[-2], width, x)  # (width, W)
     x = columns @ x  # (..., H, width, C)
-    return (rows @ x.transpose(-3, -2)).transpose(-3, -2)
+    return (rows @ x.flatten(-2)).unflatten(-1, (width, -1))
 
 
 def _cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
