@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..deploy.samples import randomize
-from ..engine.checks import SetupError
+from ..engine.checks import SetupError, failing_as
 from .executors import (
     DTYPES,
     Forward,
@@ -216,17 +216,12 @@ def _measure(plan: Plan, progress: Callable[[str], None],
 
 def _first_pass(case: Case, plan: Plan, x: Tensor) -> tuple[Forward, list[Tensor]]:
     """A model, and what it gives in PyTorch."""
-    try:
+    with failing_as(f'{case.model} cannot be run on images of '
+                    f'{" x ".join(map(str, x.shape))} on {plan.device}'):
         model = build(case.model, plan.device, plan.backbone)
         randomize(model.model, model.run, [x[:1]])  # as initialised some overflow
         with torch.inference_mode():
             return model, model(x)
-    except SetupError:
-        raise
-    except Exception as error:  # of any model
-        raise SetupError(
-            f'{case.model} cannot be run on images of {" x ".join(map(str, x.shape))} '
-            f'on {plan.device}: {type(error).__name__}: {error}') from error
 
 
 def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], None],

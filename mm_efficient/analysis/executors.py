@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.fusing import fuse, relative_error, tensors_of
-from ..engine.checks import SetupError
+from ..engine.checks import SetupError, failing_as
 from ..models import PyramidBackbone
 from .timing import Case, cuda_clock, wall_clock
 from .zoo import find_model
@@ -190,22 +190,16 @@ def prepare(model: Forward, case: Case, x: Tensor) -> Executable:
         module = module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    try:
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of tracers
-            if executor == 'onnxruntime':
-                return Executable(_onnx(module, case, x), wall_clock, weights, False)
-            if executor == 'compile':
-                module = torch.compile(module, dynamic=False)
-            elif executor == 'torchscript':
-                module = torch.jit.trace(module, x, check_trace=False)
-                module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
-    except SetupError:
-        raise
-    except Exception as error:  # of any compiler
-        reason = (str(error).strip().splitlines() or [''])[0]
-        raise SetupError(f'{case.model} cannot be run as {case.mode}: '
-                         f'{type(error).__name__}: {reason}') from error
+    with failing_as(f'{case.model} cannot be run as {case.mode}'), \
+            torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of tracers
+        if executor == 'onnxruntime':
+            return Executable(_onnx(module, case, x), wall_clock, weights, False)
+        if executor == 'compile':
+            module = torch.compile(module, dynamic=False)
+        elif executor == 'torchscript':
+            module = torch.jit.trace(module, x, check_trace=False)
+            module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
 
     def run():
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from mmpretrain.apis import ModelHub
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..engine.checks import SetupError
+from ..engine.checks import SetupError, failing_as
 from ..engine.setup import load_config
 from ..hub import config_files
 from .complexity import Complexity, count
@@ -189,12 +189,9 @@ def on_some_device(subject: Subject, size: tuple[int, int] | None,
     print_log(f'{subject.name} cannot be run without data ({reason}): run with random '
               'weights, which takes longer', logger='current')
     torch.manual_seed(0)
-    try:
+    with failing_as(f'{subject.name} cannot be run on an image of {shape[2]} x '
+                    f'{shape[3]} pixels'):
         return function(subject.build(), torch.randn(shape))
-    except Exception as error:  # of any library
-        raise SetupError(
-            f'{subject.name} cannot be run on an image of {shape[2]} x {shape[3]} '
-            f'pixels: {type(error).__name__}: {error}') from error
 
 
 def _build_on_meta(subject: Subject) -> nn.Module:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..engine.checks import SetupError
+from ..engine.checks import SetupError, failing_as
 from ..version import __version__
 from ..visualization import check_output
 from .coreml import export_coreml
@@ -129,22 +129,20 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         size = images[0].shape[2:]
         images = [batch[:1] for batch in images if batch.shape[2:] == size]
     progress = progress or (lambda what: None)
-    progress('predicting in PyTorch')
     model = copy.deepcopy(model).requires_grad_(False)
     model.eval()  # of OpenMMLab's ResNet and Swin themselves it returns nothing
     module = (DeployBackbone if backbone else deploy_model)(copy.deepcopy(model))
     module.eval()
-    expected = [_predict(model, batch, backbone) for batch in images]
-    fusion = None
+    progress('predicting in PyTorch')
+    expected = _predict_all(model, images, backbone)
+    result = Export(None)
     if fused:
         progress('folding')
-        fusion = fuse(module, images[0][:1], lambda module, x: module.network(x))
-    result = Export(fusion)
+        result.fusion = fuse(module, images[0][:1], lambda module, x: module.network(x))
     progress(f'exporting to {format}')
     if format == 'coreml':
-        export_coreml(module, images[0].contiguous(), path,
-                      output_names=module.output_names, input_name=INPUT_NAME,
-                      half=half)
+        export_coreml(module, images[0].contiguous(), path, half=half,
+                      output_names=module.output_names, input_name=INPUT_NAME)
         return result
     with _draft(path) as draft:
         _write(module, draft, images[0], format, static, metadata or {})
@@ -157,13 +155,13 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, batch: Tensor, backbone: bool) -> list:
-    try:
-        return list(model(batch)) if backbone else predict(model, batch)
-    except Exception as error:  # of any model
-        raise SetupError(
-            f'the model cannot run images of {_shape(batch)} in PyTorch: '
-            f'{type(error).__name__}: {_first_line(error)}') from error
+def _predict_all(model: nn.Module, images: Sequence[Tensor], backbone: bool
+                 ) -> list[list]:
+    expected = []
+    for batch in images:
+        with failing_as(f'the model cannot run images of {_shape(batch)} in PyTorch'):
+            expected.append(list(model(batch)) if backbone else predict(model, batch))
+    return expected
 
 
 def _shape(batch: Tensor) -> str:
@@ -179,12 +177,9 @@ def _compare_all(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor]
                  expected: Sequence[list], mask_threshold: float) -> list[Agreement]:
     agreements = []
     for batch, outputs in zip(images, expected):
-        try:
+        with failing_as(f'the exported model cannot run images of {_shape(batch)}, so '
+                        'the file is not kept'):
             agreements.append(compare(run, batch, outputs, mask_threshold))
-        except Exception as error:  # of any runtime
-            raise SetupError(
-                f'the exported model cannot run images of {_shape(batch)}, so the file '
-                f'is not kept: {type(error).__name__}: {_first_line(error)}') from error
     wrong = [str(each) for each in agreements if not each.agrees]
     if wrong:
         raise SetupError(
@@ -208,22 +203,20 @@ def _draft(path: str | Path):
 
 def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
            metadata: dict):
-    """Write a file; whatever fails in an exporter is told in a line."""
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), \
-                contextlib.redirect_stdout(io.StringIO()):  # exporters talk
-            warnings.simplefilter('ignore')
-            x = x[:1] if static else x.new_zeros(TRACED_BATCH, x.shape[1], *TRACED_SIZE)
-            writers = {'onnx': _write_onnx, 'torchscript': _write_torchscript,
-                       'torch-export': _write_program}
-            writers[format](module, path, x, static, metadata)
-    except Exception as error:  # of any exporter
-        raise SetupError(f'the model cannot be exported to {format}: '
-                         f'{type(error).__name__}: {_first_line(error)}') from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [''])[0]
+    with failing_as(f'the model cannot be exported to {format}'), torch.no_grad(), \
+            warnings.catch_warnings(), \
+            contextlib.redirect_stdout(io.StringIO()):  # exporters talk
+        warnings.simplefilter('ignore')
+        x = x[:1] if static else x.new_zeros(TRACED_BATCH, x.shape[1], *TRACED_SIZE)
+        if format == 'onnx':
+            _write_onnx(module, path, x, static, metadata)
+        elif format == 'torchscript':
+            torch.jit.trace(module, x, check_trace=False).save(str(path))
+        else:
+            auto = torch.export.Dim.AUTO
+            free = None if static else ({0: auto, 2: auto, 3: auto}, )
+            torch.export.save(
+                torch.export.export(module, (x, ), dynamic_shapes=free), path)
 
 
 def _write_onnx(module: nn.Module, path: Path, x: Tensor, static: bool,
@@ -239,18 +232,6 @@ def _write_onnx(module: nn.Module, path: Path, x: Tensor, static: bool,
         program.model.metadata_props[key] = (
             value if isinstance(value, str) else json.dumps(value))
     program.save(str(path))
-
-
-def _write_torchscript(module: nn.Module, path: Path, x: Tensor, static: bool,
-                       metadata: dict):
-    torch.jit.trace(module, x, check_trace=False).save(str(path))
-
-
-def _write_program(module: nn.Module, path: Path, x: Tensor, static: bool,
-                   metadata: dict):
-    auto = torch.export.Dim.AUTO
-    free = None if static else ({0: auto, 2: auto, 3: auto}, )
-    torch.export.save(torch.export.export(module, (x, ), dynamic_shapes=free), path)
 
 
 def load(path: str | Path, format: str) -> Callable[[Tensor], list[Tensor]]:

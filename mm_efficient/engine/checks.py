@@ -3,6 +3,7 @@
 Every check raises :class:`SetupError` with what was expected, what came and
 the next step.
 """
+import contextlib
 import json
 import os.path as osp
 import zipfile
@@ -22,6 +23,27 @@ LARGEST_PARSED = 64 << 20  # bytes; beyond, an annotation file is only sniffed
 
 class SetupError(RuntimeError):
     """Something the user gave is missing or wrong."""
+
+
+@contextlib.contextmanager
+def failing_as(what, hint=''):
+    """Context whose errors, of any library, are told as a :class:`SetupError`.
+
+    Args:
+        what (str): What cannot be done; kind and first line of the error follow.
+        hint (str): The next step, a sentence. Defaults to ''.
+
+    Raises:
+        SetupError: In place of any other exception.
+    """
+    try:
+        yield
+    except SetupError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition('\n')[0]
+        raise SetupError(f'{what}: {type(error).__name__}: {reason}'
+                         f'{hint and f". {hint}"}') from error
 
 
 def leaf_datasets(dataset):

@@ -13,7 +13,7 @@ from mmengine.structures import BaseDataElement
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from ..engine.checks import SetupError, check_checkpoint
+from ..engine.checks import SetupError, check_checkpoint, failing_as
 from ..engine.model_checks import check_model, check_weights
 from ..models import PyramidBackbone
 
@@ -102,22 +102,17 @@ def load_model(cfg: Config, checkpoint: str | None = None,
     if weights:
         check_weights(cfg, weights, checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        try:
+        with failing_as('the model of the config cannot be built'):
             model = MODELS.build(cfg.model)
-        except Exception as error:  # of any class of any library
-            raise SetupError('the model of the config cannot be built: '
-                             f'{type(error).__name__}: {error}') from error
         if checkpoint:
             load_checkpoint(model, checkpoint, map_location='cpu', logger='current')
         else:
             torch.manual_seed(0)
-            try:
+            with failing_as(
+                    'the weights that init_cfg of the config names cannot be loaded',
+                    'Name a checkpoint, or leave them out: --cfg-options '
+                    'model.backbone.init_cfg=None.'):
                 model.init_weights()
-            except Exception as error:
-                raise SetupError(
-                    'the weights that init_cfg of the config names cannot be loaded: '
-                    f'{type(error).__name__}: {error}. Name a checkpoint, or leave '
-                    'them out: --cfg-options model.backbone.init_cfg=None.') from error
     model.to(device)
     model.eval()  # of some models of OpenMMLab it returns nothing
     return model

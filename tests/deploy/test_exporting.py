@@ -89,14 +89,14 @@ def test_static(tmp_path):
 def test_what_predicts_otherwise_is_not_kept(name, tmp_path, monkeypatch):
     model, path = small_model(name), tmp_path / 'model.pt'
     path.write_text('what was there before')
-    write = exporting._write_torchscript
+    write = exporting._write
 
     def spoil(module, *args):
         for parameter in module.parameters():
             if parameter.dim() > 1:
                 parameter.data *= 1.1
         write(module, *args)
-    monkeypatch.setattr(exporting, '_write_torchscript', spoil)
+    monkeypatch.setattr(exporting, '_write', spoil)
     with pytest.raises(SetupError, match='does not predict.*\n  2 x 3 x 96 x 128: '):
         export(model, path, small_images(), format='torchscript')
     assert list(tmp_path.iterdir()) == [path]
@@ -146,9 +146,9 @@ def test_what_cannot_be_run_or_written(tmp_path, monkeypatch):
 def test_what_cannot_be_exported(tmp_path, monkeypatch):
     model = small_model('cls/lowformer_b0_300e')
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise RuntimeError('no such operator\nand more')
-    monkeypatch.setattr(exporting, '_write_torchscript', fail)
+    monkeypatch.setattr(torch.jit, 'trace', fail)
     with pytest.raises(SetupError, match='to torchscript: RuntimeError: no such oper'):
         export(model, tmp_path / 'a.pt', small_images(), format='torchscript')
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ from mm_efficient.deploy import (
 )
 from mm_efficient.deploy.exporting import SUFFIXES
 from mm_efficient.engine import SetupError
-from mm_efficient.engine.checks import check_checkpoint
+from mm_efficient.engine.checks import check_checkpoint, failing_as
 from mm_efficient.engine.setup import load_config
 from mm_efficient.visualization import (
     check_output,
@@ -141,15 +141,10 @@ def prepare(args):
     first = batches[0][0].permute(1, 2, 0).byte().numpy()
     model_input(model, first)  # fits hash functions that are not
     if origin == 'random':
-        try:
+        shapes = ', '.join(' x '.join(map(str, batch.shape)) for batch in batches)
+        with failing_as(f'the model cannot run images of {shapes}',
+                        '--size and --static choose others.'):
             randomize(deploy_model(model), lambda module, x: module.network(x), batches)
-        except SetupError:
-            raise
-        except Exception as error:  # of any model
-            shapes = ', '.join(' x '.join(map(str, batch.shape)) for batch in batches)
-            raise SetupError(
-                f'the model cannot run images of {shapes}: {type(error).__name__}: '
-                f'{error}. --size and --static choose others.') from error
     if args.backbone:
         metadata['input'] = 'normalised'
         batches = [torch.cat([model_input(model, image.permute(1, 2, 0).byte().numpy())

@@ -24,6 +24,7 @@ from mm_efficient.analysis import find_model, image_size
 from mm_efficient.analysis.executors import fit_to_noise
 from mm_efficient.deploy import fuse, randomize
 from mm_efficient.engine import SetupError
+from mm_efficient.engine.checks import failing_as
 from mm_efficient.engine.setup import load_config
 from mm_efficient.visualization import load_model
 
@@ -79,16 +80,11 @@ def fuse_model(subject, args):
             return model.extract_feat(x)
     height, width = args.size or subject.size
     x = torch.randn(1, 3, height, width)
-    try:
+    with failing_as(f'{subject.name} cannot be run on an image of {height} x {width} '
+                    'pixels'):
         if not args.checkpoint:
             randomize(model, run, [x])
         return fuse(model, x, run)
-    except SetupError:
-        raise
-    except Exception as error:  # of any library
-        raise SetupError(
-            f'{subject.name} cannot be run on an image of {height} x {width} pixels: '
-            f'{type(error).__name__}: {error}') from error
 
 
 def make_table(name, report):
