@@ -1,7 +1,8 @@
 """From a trained model to one that is deployed."""
+from .detectors import paste_masks
 from .exporting import Export, check_format, export, load
 from .fusing import FusionReport, fuse
-from .models import deploy_model, paste_masks
+from .models import deploy_model
 from .samples import photographs, randomize
 
 __all__ = [

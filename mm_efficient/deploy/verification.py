@@ -10,7 +10,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from .models import paste_masks
+from .detectors import paste_masks
 
 # Largest difference of maps and probabilities, relative to the largest magnitude, and
 # of scores of detections

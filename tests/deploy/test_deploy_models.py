@@ -6,12 +6,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small_models import small_images, small_model
 
-from mm_efficient.deploy.models import (
-    AdaptiveAverage,
-    PooledFPN,
-    deploy_model,
-    paste_masks,
-)
+from mm_efficient.deploy.detectors import PooledFPN, paste_masks
+from mm_efficient.deploy.models import AdaptiveAverage, deploy_model
 from mm_efficient.deploy.verification import compare, predict
 from mm_efficient.engine import SetupError
 from mm_efficient.engine.setup import load_config

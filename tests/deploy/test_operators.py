@@ -5,7 +5,7 @@ from mmcv.ops import batched_nms
 from mmdet.models import SingleRoIExtractor
 from torch import nn
 
-from mm_efficient.deploy.models import best_boxes, extract_regions
+from mm_efficient.deploy.detectors import best_boxes, extract_regions
 from mm_efficient.deploy.operators import (
     onnx_translations,
     pyramid_roi_align,

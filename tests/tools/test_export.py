@@ -75,7 +75,7 @@ def test_classifier_on_a_photograph(tool, small, photo, tmp_path, capsys):
 
 def test_backbone_as_torchscript(tool, small, tmp_path, capsys):
     tool('deployment/export')([small, '--out', 'small.pt', '--size', '64', '--static',
-                               '--backbone', '--no-fuse'])
+                               '--backbone', '--no-fuse', '--format', 'torchscript'])
     text = ' '.join(capsys.readouterr().out.split())
     assert '1 x 3 x 64 x 64: map 0' in text and 'folded' not in text
     assert load('small.pt', 'torchscript')(torch.zeros(1, 3, 64, 64))[0].shape == (
@@ -117,7 +117,9 @@ def test_models_that_cannot_be_built_or_run(tool, small, fails, tmp_path):
 def test_wrong_arguments(tool, small, fails, tmp_path, capsys):
     main = tool('deployment/export')
     message = fails(main, small, '--out', 'small.caffe')
-    assert 'ends with .onnx, .pt, .pt2, .mlpackage' in message
+    assert 'has to end with .onnx or .pt or .pt2 or .mlpackage' in message
+    assert 'format coreml ends with .mlpackage' in fails(
+        main, small, '--out', 'small.pt', '--format', 'coreml')
     assert 'a.pth does not exist' in fails(main, small, 'a.pth', '--out', 'a.pt')
     assert 'none.py does not exist' in fails(main, 'none.py', '--out', 'a.pt')
     assert 'choice of format coreml' in fails(main, small, '--out', 'a.pt', '--half')

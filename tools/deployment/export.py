@@ -76,6 +76,8 @@ def parse_args(argv=None):
     parser.add_argument('--out', required=True, metavar='FILE',
                         help='file to write; .onnx, .pt (TorchScript), .pt2 '
                         '(torch.export) or .mlpackage (Core ML) says the format')
+    parser.add_argument('--format', choices=SUFFIXES, help='of the file (default: what '
+                        'its name says); another one than its name says is an error')
     parser.add_argument('--backbone', action='store_true', help='the backbone alone')
     parser.add_argument('--size', type=image_size, metavar='SIZE',
                         help='224, or 800x1344, height x width: size of a static '
@@ -102,15 +104,6 @@ def parse_args(argv=None):
     return args
 
 
-def format_of(path):
-    """The format that the name of a file asks for."""
-    for name, suffix in SUFFIXES.items():
-        if path.endswith(suffix):
-            return name
-    raise SetupError(f'--out {path}: expected a name that ends with '
-                     f'{", ".join(SUFFIXES.values())}.')
-
-
 def names_weights(cfg):
     """Whether an ``init_cfg`` in the config of a model is of trained weights."""
     if isinstance(cfg, (list, tuple)):
@@ -125,8 +118,10 @@ def prepare(args):
     Returns:
         tuple: The model, batches to compare on, and metadata.
     """
-    check_output(args.out, [SUFFIXES[format_of(args.out)]])
-    check_format(format_of(args.out), args.out, args.half)
+    check_output(args.out, SUFFIXES.values())
+    args.format = args.format or next(
+        name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
+    check_format(args.format, args.out, args.half)
     files = find_images(args.image)[:2] if args.image else []
     cfg = load_config(args.config, args.cfg_options, args.mini)
     model = load_model(cfg, args.checkpoint)
@@ -181,7 +176,7 @@ def main(argv=None):
         model, batches, metadata = prepare(args)
         with Status('', console=Console(stderr=True)) as status:
             result = export(
-                model, args.out, batches, format=format_of(args.out),
+                model, args.out, batches, format=args.format,
                 backbone=args.backbone, fused=args.fuse, static=args.static,
                 half=args.half, metadata=metadata, progress=status.update)
     except SetupError as error:
