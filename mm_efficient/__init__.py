@@ -4,10 +4,11 @@ from .version import __version__
 
 compat.apply()  # must run before anything imports mmdet.models or mmseg.models
 
-from . import checkpoints, datasets, engine, hub, models, timm_models  # noqa: E402
+from . import datasets, engine, hub, models, runs, weights  # noqa: E402
+from .models import timm_models  # noqa: E402, F401  registers them in timm
 
 hub.register_classifiers()
 
 __all__ = [
-    '__version__', 'checkpoints', 'datasets', 'engine', 'hub', 'models', 'timm_models'
+    '__version__', 'datasets', 'engine', 'hub', 'models', 'runs', 'weights'
 ]

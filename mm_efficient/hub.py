@@ -1,21 +1,9 @@
 """Our classifiers among MMPretrain's pre-defined models."""
-from pathlib import Path
-
 from mmpretrain.apis import ModelHub
 
-PACKAGE = Path(__file__).resolve().parent
+from .files import configs_folder
+
 LISTING = '_register_mmpretrain_models'  # what every look-up of ModelHub calls first
-
-
-def configs_folder() -> Path:
-    """Where the configs of this package are: in the checkout or the installation."""
-    installed = PACKAGE / '.mim' / 'configs'
-    return installed if installed.is_dir() else PACKAGE.parent / 'configs'
-
-
-def config_files() -> list[Path]:
-    """Every config of this package that is complete, not a base of others."""
-    return sorted(configs_folder().glob('[!_]*/*.py'))
 
 
 def register_classifiers():

@@ -1,8 +1,14 @@
 """Imported before any test module: repairs precede every import of mmcv.ops."""
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 from mmengine.registry import DefaultScope
 
 import mm_efficient  # noqa: F401
+
+REFERENCE = Path(__file__).parent / 'reference'
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +26,17 @@ def no_checkpoints_left(request):
     for path in folder.rglob('*.pth') if folder else ():
         if path.is_file():
             path.unlink()
+
+
+@pytest.fixture(scope='session')
+def published():
+    """Function from a variant to synthetic tensors like its published ones."""
+    synth_state_dict = runpy.run_path(
+        str(REFERENCE / 'synth.py'))['synth_state_dict']
+
+    def make(variant='soft_tiny', seed=0):
+        (path,) = REFERENCE.glob(f'*/{variant}.json')
+        manifest = json.loads(path.read_text())
+        return synth_state_dict(manifest['state_dict'], seed)
+
+    return make

@@ -22,11 +22,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import is_installed
 
-from mm_efficient.analysis import find_model
+from mm_efficient.analysis.models import find_model
 from mm_efficient.deploy.exporting import INPUT_NAME
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.hub import config_files
+from mm_efficient.errors import InputError
+from mm_efficient.files import config_files
+from mm_efficient.runs.configs import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -241,7 +241,7 @@ def test_commands(block, monkeypatch, tmp_path, capsys):
     'something else',
 ])
 def test_what_does_not_exist_fails(words, monkeypatch):
-    with pytest.raises((AssertionError, SystemExit, SetupError)):
+    with pytest.raises((AssertionError, SystemExit, InputError)):
         check_command(shlex.split(words), monkeypatch)
 
 

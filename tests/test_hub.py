@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmpretrain.apis import ModelHub
 
 from mm_efficient import hub
+from mm_efficient.files import configs_folder
 
 
 def test_look_ups_find_ours_beside_theirs():
@@ -23,10 +24,10 @@ def test_registering_again_changes_nothing():
 
 def test_every_entry_has_the_config_it_names():
     for name in mmpretrain.list_models('*former*'):
-        if ModelHub._models_dict[name].filepath.startswith(str(hub.configs_folder())):
+        if ModelHub._models_dict[name].filepath.startswith(str(configs_folder())):
             assert Config.fromfile(ModelHub._models_dict[name].config).model
     files = {entry.config for entry in ModelHub._models_dict.values()}
-    for path in (hub.configs_folder() / 'cls').glob('*.py'):
+    for path in (configs_folder() / 'cls').glob('*.py'):
         assert str(path) in files, path
 
 
@@ -51,7 +52,7 @@ def test_metafile_is_read_at_the_first_look_up_and_once(monkeypatch):
 
 
 def test_copy_without_configs_leaves_the_hub_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, 'PACKAGE', tmp_path / 'mm_efficient')
+    monkeypatch.setattr(hub, 'configs_folder', lambda: tmp_path / 'configs')
     before = dict(ModelHub._models_dict)
     hub._register_metafile()
     assert ModelHub._models_dict == before

@@ -73,7 +73,7 @@ def test_wheel_works_without_a_checkout(wheel, tmp_path):
         import runpy, sys
         sys.path.insert(0, {str(installed)!r})
         import mm_efficient, mmpretrain
-        from mm_efficient.engine.setup import load_config
+        from mm_efficient.runs import load_config
         print(load_config('soft_tiny_maskrcnn_1x.py').filename)
         print(mmpretrain.get_model('swiftformer-xs_8xb256_in1k')._config.filename)
         tools = mm_efficient.__path__[0] + '/.mim/tools/analysis_tools'

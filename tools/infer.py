@@ -16,9 +16,10 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import build_predictor, check_output, find_images
+from mm_efficient.errors import InputError
+from mm_efficient.files import check_output, find_images
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.inference import build_predictor
 
 LISTED = 20  # photographs in the table
 
@@ -62,7 +63,7 @@ def predict_all(args):
     files = find_images(args.images)
     out_dir = Path(args.out_dir)
     if out_dir.resolve() == files[0].resolve().parent:
-        raise SetupError(f'--out-dir {out_dir} is where the photographs are; the '
+        raise InputError(f'--out-dir {out_dir} is where the photographs are; the '
                          'pictures are called like them. Name another folder.')
     cfg = load_config(args.config, args.cfg_options, args.mini)
     check_output(out_dir / 'predictions.json', ['.json'])
@@ -88,7 +89,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         lines = predict_all(args)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     table = Table('photograph', 'prediction')
     for line in lines[:LISTED]:

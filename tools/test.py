@@ -10,12 +10,8 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import DictAction  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.engine import (  # noqa: E402
-    SetupError,
-    build_runner,
-    dump_predictions,
-    prepare_testing,
-)
+from mm_efficient.errors import InputError
+from mm_efficient.runs.configs import build_runner, dump_predictions, prepare_testing
 
 
 def parse_args(argv=None):
@@ -68,7 +64,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         runner = build_runner(prepare_testing(args))
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     if args.out:
         dump_predictions(runner, args.out)

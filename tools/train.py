@@ -10,12 +10,9 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import DictAction  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.engine import (  # noqa: E402
-    SetupError,
-    build_runner,
-    check_batches,
-    prepare_training,
-)
+from mm_efficient.errors import InputError
+from mm_efficient.runs.configs import build_runner, prepare_training
+from mm_efficient.runs.data_checks import check_batches
 
 EXAMPLES = r"""examples:
   a small generated data set, minutes on a laptop:
@@ -85,7 +82,7 @@ def main(argv=None):
     try:
         runner = build_runner(prepare_training(args))
         check_batches(runner)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     runner.train()
 

@@ -1,6 +1,6 @@
 from .complexity import Complexity, Cost, count
 from .energy import Operations, energy
-from .zoo import Subject, complexity, find_model, from_config, image_size
+from .models import Subject, complexity, find_model, from_config, image_size
 
 __all__ = [
     'Complexity', 'Cost', 'Operations', 'Subject', 'complexity', 'count', 'energy',

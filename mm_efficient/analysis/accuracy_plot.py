@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox
 
-from .reported import FAMILIES
+from ..weights.family import FAMILIES
 
 OTHERS = 'other models'
 PANEL_INCHES = (9., 6.)
 MARKER_POINTS = 6.  # diameter
-FAMILY_OF = {variant: name for name, family in FAMILIES.items()
+FAMILY_OF = {variant: family.name for family in FAMILIES
              for variant in family.variants}
 # Where the name of a point may be, best first: points from it, and directions
 DISTANCES = (6, 13, 22, 33, 46)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..deploy.samples import randomize
-from ..engine.checks import SetupError, failing_as
+from ..errors import InputError, explain
 from .executors import (
     DTYPES,
     Forward,
@@ -19,8 +19,8 @@ from .executors import (
     peak_memory,
     prepare,
 )
+from .models import find_model
 from .timing import Case, Timing, take_turns
-from .zoo import find_model
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def check_plan(plan: Plan):
         plan (Plan): The plan.
 
     Raises:
-        SetupError: If a model, mode, precision or device does not exist, a mode has
+        InputError: If a model, mode, precision or device does not exist, a mode has
             not that precision, or the baseline is none of the models.
     """
     for mode in {case.mode for case in plan.cases}:
@@ -95,19 +95,19 @@ def check_plan(plan: Plan):
         find_model(name)
     for case in plan.cases:
         if case.dtype not in DTYPES:
-            raise SetupError(f'unknown precision {case.dtype!r}; expected one of '
+            raise InputError(f'unknown precision {case.dtype!r}; expected one of '
                              f'{", ".join(DTYPES)}.')
         if case.mode.endswith('onnxruntime') and case.dtype != 'fp32':
-            raise SetupError(f'mode {case.mode} runs fp32 only; leave {case.dtype} '
+            raise InputError(f'mode {case.mode} runs fp32 only; leave {case.dtype} '
                              'out, or the mode.')
     models = [case.model for case in plan.cases]
     if plan.baseline and plan.baseline not in models:
-        raise SetupError(f'the baseline {plan.baseline} is not among the models '
+        raise InputError(f'the baseline {plan.baseline} is not among the models '
                          f'{", ".join(dict.fromkeys(models))}.')
     try:
         torch.empty(1, device=plan.device)
     except (RuntimeError, AssertionError) as error:
-        raise SetupError(f'device {plan.device} cannot be used: '
+        raise InputError(f'device {plan.device} cannot be used: '
                          f'{str(error).splitlines()[0]}') from None
 
 
@@ -135,7 +135,7 @@ def run(plan: Plan, progress: Callable[[str], None]) -> list[Timing]:
         list[Timing]: In the order of the cases.
 
     Raises:
-        SetupError: If a model cannot be run in a mode, or a process fails.
+        InputError: If a model cannot be run in a mode, or a process fails.
     """
     if plan.jobs == 1:
         return _measure(plan, progress, lambda: None)
@@ -160,7 +160,7 @@ def _work(plan: Plan, messages, barrier, job: int):
         lambda what: None)
     try:
         messages.put(('result', (job, _measure(plan, report, barrier.wait))))
-    except SetupError as error:
+    except InputError as error:
         messages.put(('error', str(error)))
     except Exception as error:  # to be told by the parent, whatever it is
         messages.put(('error', f'job {job}: {type(error).__name__}: {error}'))
@@ -174,11 +174,11 @@ def _collect(workers, messages, progress) -> list[list[Timing]]:
         except queue.Empty:
             dead = [w.exitcode for w in workers if w.exitcode not in (None, 0)]
             if dead:
-                raise SetupError(f'a job ended with exit code {dead[0]}; with -9 it '
+                raise InputError(f'a job ended with exit code {dead[0]}; with -9 it '
                                  'was out of memory.') from None
             continue
         if kind == 'error':
-            raise SetupError(content)
+            raise InputError(content)
         if kind == 'progress':
             progress(content)
         else:
@@ -216,7 +216,7 @@ def _measure(plan: Plan, progress: Callable[[str], None],
 
 def _first_pass(case: Case, plan: Plan, x: Tensor) -> tuple[Forward, list[Tensor]]:
     """A model, and what it gives in PyTorch."""
-    with failing_as(f'{case.model} cannot be run on images of '
+    with explain(f'{case.model} cannot be run on images of '
                     f'{" x ".join(map(str, x.shape))} on {plan.device}'):
         model = build(case.model, plan.device, plan.backbone)
         randomize(model.model, model.run, [x[:1]])  # as initialised some overflow

@@ -10,9 +10,7 @@ so many multiplications and as many additions:
 - norm with affine parameters: two per input element;
 - matrix product outside of layers, as in attention: its multiply-adds;
 - softmax: one multiplication per element, the scaling of the score;
-- hashing attention with N tokens, H heads of d channels, m anchors and b bits:
-  H N (2 m + m b + b + 1 + d) multiplications and H N (2 m d + m b + 2 b + 2 b d + d)
-  additions, because products with binary codes are sums.
+- hashing attention: see its ``count_operations``.
 
 Where the script has no rule, because none of its models needs one (norms other than
 layer norms, products outside of softmax attention), the ones above are extended.
@@ -31,9 +29,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..models.ecoformer_layers import NUM_ANCHORS, NUM_BITS, HashAttention
 from .complexity import ATTENTION, ELEMENTS, EXTRA_FLOPS, count_operators
-from .zoo import Subject, on_some_device
+from .models import Subject, on_some_device
 
 PICOJOULE_PER_MUL = 3.7
 PICOJOULE_PER_ADD = 0.9
@@ -102,7 +99,8 @@ def count_operations(model: nn.Module, x: Tensor,
         dict[str, Operations]: As of :func:`energy`.
     """
     watched = {module: [] for module in model.modules()
-               if isinstance(module, (*LAYERS, HashAttention))}
+               if isinstance(module, tuple(LAYERS))
+               or hasattr(module, 'count_operations')}
     hooks = [module.register_forward_hook(_remember(calls))
              for module, calls in watched.items()]
     try:
@@ -115,10 +113,12 @@ def count_operations(model: nn.Module, x: Tensor,
                                              'hashing attention']}
     left = macs['']
     for name, module in model.named_modules():
-        if isinstance(module, HashAttention):
+        if hasattr(module, 'count_operations'):
             left -= macs[name] - sum(macs[f'{name}.{child}']
                                      for child, _ in module.named_children())
-            parts['hashing attention'] += _hashing(module, watched[module])
+            for given, _ in watched[module]:
+                parts['hashing attention'] += Operations(
+                    *module.count_operations(given))
         elif isinstance(module, tuple(LAYERS)):
             left -= macs[name]
             part = next(p for kind, p in LAYERS.items() if isinstance(module, kind))
@@ -142,15 +142,3 @@ def _beside_products(layer: nn.Module, calls: list) -> int:
     if isinstance(layer, _ConvNd):
         return sum(math.prod(out) for _, out in calls) * (layer.bias is not None)
     return 2 * sum(math.prod(given) for given, _ in calls) * (layer.weight is not None)
-
-
-def _hashing(attention: HashAttention, calls: list) -> Operations:
-    """What replaces softmax attention: everything but the linear layers."""
-    total, m, b = Operations(), NUM_ANCHORS, NUM_BITS
-    for given, _ in calls:  # (B, h, w, C)
-        heads = attention.num_heads
-        d = given[-1] // heads
-        each = math.prod(given[:-1]) * heads
-        total += Operations(each * (2 * m + m * b + b + 1 + d),
-                            each * (2 * m * d + m * b + 2 * b + 2 * b * d + d))
-    return total

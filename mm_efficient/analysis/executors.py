@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.fusing import fuse, relative_error, tensors_of
-from ..engine.checks import SetupError, failing_as
-from ..models import PyramidBackbone
+from ..errors import InputError, explain
+from ..models.base import fit_where_needed
+from .models import find_model
 from .timing import Case, cuda_clock, wall_clock
-from .zoo import find_model
 
 EXECUTORS = ('eager', 'compile', 'torchscript', 'onnxruntime')
 CHANGES = ('fused', 'channels_last')
@@ -86,13 +86,13 @@ def check_mode(mode: str):
         mode (str): Changes and an executor, joined with ``+``.
 
     Raises:
-        SetupError: If it is unknown or cannot be had here.
+        InputError: If it is unknown or cannot be had here.
     """
     changes, executor = _parse(mode)
     unknown = [name for name in changes if name not in CHANGES]
     if executor not in EXECUTORS or unknown or (
             executor == 'onnxruntime' and 'channels_last' in changes):
-        raise SetupError(
+        raise InputError(
             f'unknown mode {mode!r}; expected one of {", ".join(EXECUTORS)}, alone or '
             f'behind {", ".join(CHANGES)}, as in fused+channels_last+compile. (ONNX '
             'Runtime chooses the layout itself.)')
@@ -101,7 +101,7 @@ def check_mode(mode: str):
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
-            raise SetupError(f'mode {mode} needs a package that is not installed: '
+            raise InputError(f'mode {mode} needs a package that is not installed: '
                              f'{error}. pip install onnx onnxscript onnxruntime, or '
                              'onnxruntime-gpu.') from None
 
@@ -125,7 +125,7 @@ def build(name: str, device: str, backbone: bool = False) -> Forward:
         Forward: In eval mode.
 
     Raises:
-        SetupError: If there is no such model, or it cannot be timed.
+        InputError: If there is no such model, or it cannot be timed.
     """
     subject = find_model(name)
     torch.manual_seed(0)
@@ -136,25 +136,14 @@ def build(name: str, device: str, backbone: bool = False) -> Forward:
         elif hasattr(model, 'forward_features'):
             run = _features
         else:
-            raise SetupError(f'{name} has no backbone that could be timed alone.')
+            raise InputError(f'{name} has no backbone that could be timed alone.')
     elif hasattr(model, 'roi_head'):
-        raise SetupError(
+        raise InputError(
             f'{name} has two stages: what the second does depends on the image. Time '
             'its backbone with --backbone, or the tested model with tools/test.py.')
-    fit_to_noise(model)
+    fit_where_needed(model, torch.randn(2, 3, FIT_SIZE, FIT_SIZE))
     # In this order: eval() of OpenMMLab's ResNet and Swin themselves returns None
     return Forward(model.requires_grad_(False).to(device), run).eval()
-
-
-def fit_to_noise(model: nn.Module):
-    """Let parts that have to be fitted before they run be fitted to random images.
-
-    Args:
-        model (nn.Module): Changed in place; what is fitted is left as it is.
-    """
-    for module in model.modules():
-        if isinstance(module, PyramidBackbone) and not module.is_fitted:
-            module.fit(torch.randn(2, module.in_channels, FIT_SIZE, FIT_SIZE))
 
 
 def _call(model: nn.Module, x: Tensor) -> Any:
@@ -177,7 +166,7 @@ def prepare(model: Forward, case: Case, x: Tensor) -> Executable:
         Executable: Calls the model with them.
 
     Raises:
-        SetupError: If the mode cannot run this model.
+        InputError: If the mode cannot run this model.
     """
     changes, executor = _parse(case.mode)
     module = Forward(model.model, model.run, DTYPES[case.dtype]).eval()
@@ -190,7 +179,7 @@ def prepare(model: Forward, case: Case, x: Tensor) -> Executable:
         module = module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    with failing_as(f'{case.model} cannot be run as {case.mode}'), \
+    with explain(f'{case.model} cannot be run as {case.mode}'), \
             torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of tracers
         if executor == 'onnxruntime':
@@ -211,10 +200,10 @@ def _onnx(module: Forward, case: Case, x: Tensor) -> Callable[[], list[Tensor]]:
     """A session on the exported model, its images bound on the device."""
     import onnxruntime
     if case.dtype != 'fp32':
-        raise SetupError(f'mode {case.mode} runs fp32 only, asked for {case.dtype}.')
+        raise InputError(f'mode {case.mode} runs fp32 only, asked for {case.dtype}.')
     provider = 'CUDAExecutionProvider' if x.is_cuda else 'CPUExecutionProvider'
     if provider not in onnxruntime.get_available_providers():
-        raise SetupError(f'ONNX Runtime has no {provider} here: pip install '
+        raise InputError(f'ONNX Runtime has no {provider} here: pip install '
                          'onnxruntime-gpu instead of onnxruntime.')
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter talks
         program = torch.onnx.export(module, (x, ), dynamo=True, verbose=False)

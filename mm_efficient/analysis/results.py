@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from mmpretrain.apis import ModelHub
 
-from ..engine.checks import SetupError
+from ..errors import InputError
+from ..weights.family import FAMILIES
 from .benchmark import Plan
-from .reported import FAMILIES
 from .timing import Timing
 
 # Names of columns, in files; what they mean is in the help of the tool
@@ -125,14 +125,14 @@ def read_rows(path: str | Path) -> tuple[list[dict], dict]:
         tuple[list[dict], dict]: Rows and settings.
 
     Raises:
-        SetupError: If it is no such file.
+        InputError: If it is no such file.
     """
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
         rows = [{key: row[key] for key in COLUMNS} for row in content['results']]
         return rows, content['settings']
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SetupError(
+        raise InputError(
             f'{path} holds no results ({type(error).__name__}: {error}); expected a '
             '.json file that benchmark.py --out has written.') from None
 
@@ -146,9 +146,10 @@ def reported_top1(name: str) -> float | None:
     Returns:
         float: In percent; None if nothing is known.
     """
-    for family in FAMILIES.values():
+    for family in FAMILIES:
         if name in family.variants:
-            return family.variants[name].get('cls', {}).get('Top 1 Accuracy')
+            figures = family.reported.figures.get(name, {})
+            return figures.get('cls', {}).get('Top 1 Accuracy')
     try:
         results = ModelHub.get(name).results or []
     except ValueError:  # not in the index

@@ -4,7 +4,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.checks import SetupError
+from ..errors import InputError
 
 
 class DeployModel(nn.Module):
@@ -48,7 +48,7 @@ class DeployModel(nn.Module):
         raise NotImplementedError
 
 
-def refusal(model: nn.Module, reason: str) -> SetupError:
+def refusal(model: nn.Module, reason: str) -> InputError:
     """The error of a model that cannot be deployed.
 
     Args:
@@ -56,7 +56,7 @@ def refusal(model: nn.Module, reason: str) -> SetupError:
         reason (str): Why, a part of a sentence.
 
     Returns:
-        SetupError: To be raised.
+        InputError: To be raised.
     """
-    return SetupError(f'{type(model).__name__} cannot be exported as a whole: '
+    return InputError(f'{type(model).__name__} cannot be exported as a whole: '
                       f'{reason}. Its backbone can, with --backbone.')

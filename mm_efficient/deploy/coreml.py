@@ -18,15 +18,10 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..engine.checks import SetupError
-from ..models.ecoformer_layers import HashAttention
-from ..models.reduceformer import ReductionAttention
-from ..models.soft import SOFTAttention
+from ..errors import InputError
 
 SUFFIX = '.mlpackage'
 MANIFEST = 'Manifest.json'  # what makes a folder a package
-# Sums over tokens or a matrix inverse, which leave the range of float16
-FLOAT32_ONLY = (HashAttention, ReductionAttention, SOFTAttention)
 
 
 def export_coreml(model: nn.Module,
@@ -54,7 +49,7 @@ def export_coreml(model: nn.Module,
             float32. Defaults to False.
 
     Raises:
-        SetupError: If coremltools is missing, ``path`` is something else already, the
+        InputError: If coremltools is missing, ``path`` is something else already, the
             model must not be computed in float16, or coremltools cannot take it.
     """
     path = Path(path)
@@ -80,16 +75,16 @@ def export_coreml(model: nn.Module,
 
 def _check_path(path: Path):
     if path.suffix != SUFFIX:
-        raise SetupError(f'a Core ML package is a folder named *{SUFFIX}, got {path}')
+        raise InputError(f'a Core ML package is a folder named *{SUFFIX}, got {path}')
     if path.exists() and not (path / MANIFEST).is_file():
-        raise SetupError(f'{path} exists and is no Core ML package; move it away, or '
+        raise InputError(f'{path} exists and is no Core ML package; move it away, or '
                          'choose another name.')
 
 
 def _check_half(model: nn.Module):
     for module in model.modules():
-        if isinstance(module, FLOAT32_ONLY):
-            raise SetupError(
+        if getattr(module, 'float32_only', False):
+            raise InputError(
                 f'{type(module).__name__} leaves the range of float16, in which Core '
                 'ML would compute it: export this model in float32.')
 
@@ -100,7 +95,7 @@ def _coremltools() -> ModuleType:
     try:
         import coremltools
     except ImportError as error:
-        raise SetupError(
+        raise InputError(
             f'Core ML export needs coremltools, which cannot be imported ({error}): '
             "pip install 'mm-efficient[coreml]'") from None
     return coremltools
@@ -124,7 +119,7 @@ def _convert(ct: ModuleType, model: nn.Module, x: Tensor, output_names: Sequence
             skip_model_load=True)
     except Exception as error:  # of any kind, by what coremltools lacks
         reason = ' '.join(str(error).split())[:300]
-        raise SetupError(
+        raise InputError(
             'this model cannot be exported to Core ML: '
             f'{type(error).__name__}: {reason}. Export it to ONNX, or only its '
             'backbone to Core ML.') from error
@@ -137,7 +132,7 @@ def _check_package(ct: ModuleType, path: Path, inputs: set[str], outputs: set[st
     description = spec.description
     found = ({i.name for i in description.input}, {o.name for o in description.output})
     if found != (inputs, outputs):
-        raise SetupError(f'Core ML names inputs and outputs {found}, expected '
+        raise InputError(f'Core ML names inputs and outputs {found}, expected '
                          f'{(inputs, outputs)}; choose names of letters and digits.')
     program = ct.converters.mil.frontend.milproto.load.load(
         spec, spec.specificationVersion, package.weights_dir)
@@ -145,7 +140,7 @@ def _check_package(ct: ModuleType, path: Path, inputs: set[str], outputs: set[st
         value = operation.outputs[0].val if operation.op_type == 'const' else None
         if np.ndim(value) and np.issubdtype(value.dtype, np.floating) and not (
                 np.isfinite(value).all()):
-            raise SetupError(
+            raise InputError(
                 f'the weight {operation.name} has values that are infinite or not a '
                 'number; check the checkpoint, or export in float32.')
 

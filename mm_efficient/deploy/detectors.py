@@ -260,7 +260,7 @@ def deploy_detector(model: nn.Module) -> DeployModel | None:
         DeployModel: None if the model is no detector of one or two stages.
 
     Raises:
-        SetupError: If it is one that cannot be deployed.
+        InputError: If it is one that cannot be deployed.
     """
     from mmdet.models import SingleStageDetector, TwoStageDetector
     for base, deployed, obstacle in (

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..engine.checks import SetupError, failing_as
+from ..errors import InputError, explain
+from ..files import check_output
 from ..version import __version__
-from ..visualization import check_output
 from .coreml import export_coreml
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
@@ -64,21 +64,21 @@ def check_format(format: str, path: str | Path, half: bool = False):
         half (bool): Whether it is to be in float16. Defaults to False.
 
     Raises:
-        SetupError: If it is unknown, needs what is not installed, or the name of the
+        InputError: If it is unknown, needs what is not installed, or the name of the
             file is not one of it.
     """
     if format not in SUFFIXES:
-        raise SetupError(f'unknown format {format!r}; expected one of '
+        raise InputError(f'unknown format {format!r}; expected one of '
                          f'{", ".join(SUFFIXES)}.')
     if Path(path).suffix != SUFFIXES[format]:
-        raise SetupError(f'{path}: the name of a file of format {format} ends with '
+        raise InputError(f'{path}: the name of a file of format {format} ends with '
                          f'{SUFFIXES[format]}.')
     if half and format != 'coreml':
-        raise SetupError(f'float16 is a choice of format coreml, asked for {format}; '
+        raise InputError(f'float16 is a choice of format coreml, asked for {format}; '
                          'other runtimes convert files themselves.')
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
     if version < MIN_TORCH:
-        raise SetupError(f'exporting needs torch {".".join(map(str, MIN_TORCH))} or '
+        raise InputError(f'exporting needs torch {".".join(map(str, MIN_TORCH))} or '
                          f'later, this is {torch.__version__}.')
     packages = dict(onnx=('onnx', 'onnxscript', 'onnxruntime'),
                     coreml=('coremltools', )).get(format, ())
@@ -86,7 +86,7 @@ def check_format(format: str, path: str | Path, half: bool = False):
         try:
             __import__(package)
         except ImportError as error:
-            raise SetupError(f'format {format} needs {package}: {error}. '
+            raise InputError(f'format {format} needs {package}: {error}. '
                              f"pip install 'mm-efficient[{format}]'") from None
 
 
@@ -119,7 +119,7 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         Export: What was folded, and how well the outputs agree.
 
     Raises:
-        SetupError: If the model cannot be exported, the file cannot be written, or it
+        InputError: If the model cannot be exported, the file cannot be written, or it
             predicts otherwise.
     """
     check_format(format, path, half)
@@ -159,7 +159,7 @@ def _predict_all(model: nn.Module, images: Sequence[Tensor], backbone: bool
                  ) -> list[list]:
     expected = []
     for batch in images:
-        with failing_as(f'the model cannot run images of {_shape(batch)} in PyTorch'):
+        with explain(f'the model cannot run images of {_shape(batch)} in PyTorch'):
             expected.append(list(model(batch)) if backbone else predict(model, batch))
     return expected
 
@@ -177,12 +177,12 @@ def _compare_all(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor]
                  expected: Sequence[list], mask_threshold: float) -> list[Agreement]:
     agreements = []
     for batch, outputs in zip(images, expected):
-        with failing_as(f'the exported model cannot run images of {_shape(batch)}, so '
+        with explain(f'the exported model cannot run images of {_shape(batch)}, so '
                         'the file is not kept'):
             agreements.append(compare(run, batch, outputs, mask_threshold))
     wrong = [str(each) for each in agreements if not each.agrees]
     if wrong:
-        raise SetupError(
+        raise InputError(
             'the exported model does not predict what the model in PyTorch does, '
             'so the file is not kept:\n  ' + '\n  '.join(wrong))
     return agreements
@@ -203,7 +203,7 @@ def _draft(path: str | Path):
 
 def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
            metadata: dict):
-    with failing_as(f'the model cannot be exported to {format}'), torch.no_grad(), \
+    with explain(f'the model cannot be exported to {format}'), torch.no_grad(), \
             warnings.catch_warnings(), \
             contextlib.redirect_stdout(io.StringIO()):  # exporters talk
         warnings.simplefilter('ignore')

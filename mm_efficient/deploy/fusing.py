@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from ..engine.checks import SetupError
+from ..errors import InputError
 
 INPUT_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 # What may differ by rounding, relative to the largest magnitude, in units of the last
@@ -95,7 +95,7 @@ def fuse(model: nn.Module, x: Tensor,
         FusionReport: What was folded, and what was not.
 
     Raises:
-        SetupError: If outputs are not finite or change by more than rounding, after
+        InputError: If outputs are not finite or change by more than rounding, after
             which the model is not to be used, or if there are none.
 
     Example:
@@ -109,10 +109,10 @@ def fuse(model: nn.Module, x: Tensor,
     parameters = _num_parameters(model)
     reference = tensors_of(run(model, x))
     if not reference:
-        raise SetupError(f'{type(model).__name__} gives no tensors to check fusing by; '
+        raise InputError(f'{type(model).__name__} gives no tensors to check fusing by; '
                          'fuse its parts, such as its backbone.')
     if not all(tensor.isfinite().all() for tensor in reference):
-        raise SetupError(f'{type(model).__name__} gives NaN or infinity for this '
+        raise InputError(f'{type(model).__name__} gives NaN or infinity for this '
                          'image, nothing can be compared; expected weights that '
                          'are trained, or else batch norms with the statistics of '
                          'images (mm_efficient.deploy.randomize).')
@@ -172,7 +172,7 @@ def _compare(outputs: Sequence[Tensor], reference: Sequence[Tensor], step: str
             continue
         error = relative_error(y, z)
         if not error <= MODEL_TOLERANCE * torch.finfo(z.dtype).eps:
-            raise SetupError(
+            raise InputError(
                 f'{step} changes output {i} of {len(outputs)} by {error:.1e} of its '
                 'largest magnitude, expected rounding alone; use the model as it is, '
                 'and please report it.')

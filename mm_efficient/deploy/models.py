@@ -10,12 +10,12 @@ The names of inputs and outputs are MMDeploy's (https://github.com/open-mmlab/mm
 """
 from importlib.util import find_spec
 
+import torch
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from ..engine.checks import SetupError
-from ..ops.pooling import adaptive_average
+from ..errors import InputError
 from .base import DeployModel, refusal
 from .detectors import deploy_detector
 
@@ -27,13 +27,13 @@ class DeployBackbone(nn.Module):
         backbone (nn.Module): From an image to a tuple of maps, with ``out_indices``.
 
     Raises:
-        SetupError: Without ``out_indices``.
+        InputError: Without ``out_indices``.
     """
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         if not hasattr(backbone, 'out_indices'):
-            raise SetupError(f'{type(backbone).__name__} has no out_indices, expected '
+            raise InputError(f'{type(backbone).__name__} has no out_indices, expected '
                              'a backbone of OpenMMLab.')
         self.model = backbone
         self.output_names = tuple(f'feat{i}' for i in backbone.out_indices)
@@ -77,7 +77,7 @@ class DeploySegmentor(DeployModel):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         if model.test_cfg.get('mode', 'whole') != 'whole':
-            raise SetupError(
+            raise InputError(
                 "only segmentors that see the whole image can be exported, this one "
                 f'has model.test_cfg.mode={model.test_cfg.mode!r}; set it to whole.')
         make_exportable(model)
@@ -103,6 +103,35 @@ class DeploySegmentor(DeployModel):
         size = x.shape[2:]
         return self.model.encode_decode(
             x, [dict(img_shape=size, pad_shape=size, ori_shape=size)])
+
+
+def adaptive_average(x: Tensor, height: int, width: int) -> Tensor:
+    """``F.adaptive_avg_pool2d`` as two matrix products.
+
+    Other than :func:`area_pool`, an entry that two cells share counts fully for both,
+    which is PyTorch's definition.
+
+    Args:
+        x (Tensor): (..., H, W), floating point.
+        height (int): Output rows.
+        width (int): Output columns.
+
+    Returns:
+        Tensor: (..., height, width).
+    """
+    rows = _shared_cell_weights(x.shape[-2], height, x)  # (height, H)
+    columns = _shared_cell_weights(x.shape[-1], width, x)  # (width, W)
+    return rows @ (x @ columns.t())
+
+
+def _shared_cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
+    """Weight of every entry in every cell's average, (cells, size)."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    entry = torch.arange(size, device=like.device)
+    start = cell * size // cells
+    end = ((cell + 1) * size + cells - 1) // cells
+    inside = ((entry >= start) & (entry < end)).to(like.dtype)
+    return inside / (end - start).to(like.dtype)
 
 
 class AdaptiveAverage(nn.Module):
@@ -153,7 +182,7 @@ def deploy_model(model: nn.Module) -> nn.Module:
         of tensors, named by ``output_names``.
 
     Raises:
-        SetupError: If models of its kind cannot be deployed.
+        InputError: If models of its kind cannot be deployed.
     """
     if isinstance(model, ImageClassifier):
         return DeployClassifier(model)

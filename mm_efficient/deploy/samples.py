@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets.scenes import draw_scene
-from ..visualization import read_photo
+from ..files import read_image
 
 BATCH = 2
 SCENE_SIZE = (224, 288)
@@ -28,7 +28,7 @@ def photographs(files: Sequence[Path], size: tuple[int, int]) -> list[Tensor]:
     """
     other = max(size[0] * 3 // 4 + 3, 35), size[1] * 5 // 4 + 1
     if files:
-        photos = [read_photo(file) for file in files[:BATCH]]
+        photos = [read_image(file) for file in files[:BATCH]]
     else:
         photos = [draw_scene(np.random.default_rng(seed), SCENE_SIZE).image
                   for seed in range(BATCH)]

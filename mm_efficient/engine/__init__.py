@@ -1,23 +1,22 @@
-"""What training needs beside models and data, and the set-up the tools share."""
-from .averaging import WarmUpEMA
-from .checks import SetupError, check_batches
+"""What configs name: hooks, schedules, optimizer wrappers, averages, samplers."""
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
+from .distributed import CPUDistributedDataParallel
+from .ema import WarmUpEMA
 from .hash_fitting import HashFittingHook
 from .hooks import AccumulationRestartHook, SeedIterationHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
-from .norm_statistics import ReestimateBNHook
+from .precise_bn import ReestimateBNHook
 from .progress import DropPathProgressHook, MESAHook
 from .report import MiniReportHook, PictureHook
 from .resolution import BatchResizedCrop, BatchResolution, ResolutionBatchSampler
 from .schedulers import WarmUpCosineLR
-from .setup import build_runner, dump_predictions, prepare_testing, prepare_training
+from .seeding import SampleIndex, SeededSampler, SeedSample, seed_everything
 
 __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
-    'BatchResizedCrop', 'BatchResolution', 'DropPathProgressHook',
-    'HashFittingHook', 'LayerDecayOptimWrapperConstructor', 'MESAHook',
-    'MiniReportHook', 'PictureHook', 'ReestimateBNHook', 'ResolutionBatchSampler',
-    'SeedIterationHook', 'SetupError', 'WarmUpCosineLR', 'WarmUpEMA',
-    'build_runner', 'check_batches', 'dump_predictions', 'prepare_testing',
-    'prepare_training'
+    'BatchResizedCrop', 'BatchResolution', 'CPUDistributedDataParallel',
+    'DropPathProgressHook', 'HashFittingHook', 'LayerDecayOptimWrapperConstructor',
+    'MESAHook', 'MiniReportHook', 'PictureHook', 'ReestimateBNHook',
+    'ResolutionBatchSampler', 'SampleIndex', 'SeedIterationHook', 'SeedSample',
+    'SeededSampler', 'WarmUpCosineLR', 'WarmUpEMA', 'seed_everything'
 ]

@@ -8,8 +8,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.utils import ProgressBar
 
-from ..datasets import SampleIndex
-from ..models.ecoformer import EcoFormer
+from ..models.ecoformer.backbone import EcoFormer
+from .seeding import SampleIndex
 
 # Keeps the randomness of the fitting's images apart from that of the training's.
 _FITTING_STREAM = 0x68617368

@@ -3,7 +3,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..datasets.seeding import seed_everything
+from .seeding import seed_everything
 
 # Keeps the random numbers of the model apart from those of the samples.
 _MODEL_STREAM = 0x6D6F64656C

@@ -5,7 +5,7 @@ from mmengine.registry import DATA_SAMPLERS, TRANSFORMS
 from mmpretrain.datasets.transforms import RandomResizedCrop
 from torch.utils.data import BatchSampler
 
-from ..datasets import SampleIndex
+from .seeding import SampleIndex
 
 # Keeps the random numbers of resolutions apart from those of the samples.
 _RESOLUTION_STREAM = 0x73697A65

@@ -1,16 +1,23 @@
+"""Backbones, one folder per family, and the parts of their classifiers.
+
+Every folder in here is imported and what its ``__all__`` lists is available from this
+package: a new family is a new folder.
+"""
+import pkgutil
+from importlib import import_module
+
 from .base import PyramidBackbone
 from .classifiers import DistilledClassifier, MESAClassifier, build_teacher
-from .ecoformer import EcoFormerPVT, EcoFormerTwins
-from .efficientvit_head import EfficientViTClsHead
 from .heads import DistilledClsHead
 from .losses import SmoothedBCELoss
-from .lowformer import LowFormer
-from .reduceformer import ReduceFormer
-from .soft import SOFT
-from .swiftformer import SwiftFormer
 
 __all__ = [
-    'DistilledClassifier', 'DistilledClsHead', 'EcoFormerPVT', 'EcoFormerTwins',
-    'EfficientViTClsHead', 'LowFormer', 'MESAClassifier', 'PyramidBackbone',
-    'ReduceFormer', 'SOFT', 'SmoothedBCELoss', 'SwiftFormer', 'build_teacher'
+    'DistilledClassifier', 'DistilledClsHead', 'MESAClassifier', 'PyramidBackbone',
+    'SmoothedBCELoss', 'build_teacher'
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.ispkg:
+        _package = import_module(f'{__name__}.{_module.name}')
+        globals().update({name: getattr(_package, name) for name in _package.__all__})
+        __all__ += _package.__all__

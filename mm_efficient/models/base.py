@@ -1,6 +1,6 @@
 """The contract every backbone of this package keeps (`PyramidBackbone`)."""
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoints import load_pretrained
+from ..weights.loading import load_pretrained
 
 NUM_STAGES = 4
 MIN_IMAGE_SIZE = 32
@@ -167,7 +167,7 @@ class PyramidBackbone(BaseBackbone):
         Raises:
             CheckpointError: If the weights of ``type='Pretrained'`` do not fit
                 completely, see
-                :func:`~mm_efficient.checkpoints.load_pretrained`.
+                :func:`~mm_efficient.weights.load_pretrained`.
         """
         if self.is_init:
             super().init_weights()  # warns
@@ -188,33 +188,6 @@ class PyramidBackbone(BaseBackbone):
 
     def _init_from_scratch(self):
         """The family's published initialisation; PyTorch's if not overridden."""
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the model can be used; see :meth:`fit`."""
-        return True
-
-    def fit(self, images: Tensor | Sequence[Tensor]):
-        """Set what is computed from images once, neither trained nor loaded.
-
-        Most families have nothing of the kind. Those that do refuse to run before,
-        unless they have loaded it with their weights.
-
-        Args:
-            images (Tensor | Sequence[Tensor]): Normalised images, (B, C, H, W), or
-                several such batches.
-        """
-
-    def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Weights of a related form of the family as weights of this model.
-
-        Args:
-            weights (Mapping[str, Tensor]): Weights of a backbone.
-
-        Returns:
-            Mapping[str, Tensor]: The same, if this form has no relatives.
-        """
-        return weights
 
     def train(self, mode: bool = True):
         """Set training mode, except of frozen stages and ``norm_eval`` norms."""
@@ -268,6 +241,22 @@ class PyramidBackbone(BaseBackbone):
         elif names[2] == 'norm':
             block = depths[stage] - 1
         return sum(depths[:stage]) + block + 1, num_layers
+
+
+def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]):
+    """Fit what a model computes from images once, neither trained nor loaded.
+
+    EcoFormer's hash functions are of this kind: a backbone with ``is_fitted`` False
+    refuses to run until its ``fit`` was called.
+
+    Args:
+        model (nn.Module): Any model; what is fitted already is left as it is.
+        images (Tensor | Sequence[Tensor]): Normalised images, (B, C, H, W), or
+            several such batches.
+    """
+    for module in model.modules():
+        if not getattr(module, 'is_fitted', True):
+            module.fit(images)
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ..checkpoints import load_weights
+from ..weights.loading import load_weights
 
 
 class _Companion:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..engine.checks import SetupError
+from ..errors import InputError
 
 TIMES = ('time', 'data_time', 'memory')
 PANEL_INCHES = (4.8, 3.2)
@@ -61,13 +61,13 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         Run: Its curves.
 
     Raises:
-        SetupError: If there are none.
+        InputError: If there are none.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(
         [*path.glob('*/vis_data/scalars.json'), *path.glob('vis_data/scalars.json')])
     if not files:
-        raise SetupError(
+        raise InputError(
             f'{path} has no log of scalars; expected a work dir with '
             '<date>/vis_data/scalars.json, or that file. MMEngine writes it with '
             'LocalVisBackend, from the first logging interval on.')
@@ -75,7 +75,7 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
     for file in files:
         _add(run, _records(file))
     if not run.curves:
-        raise SetupError(f'{path} holds no scalars yet.')
+        raise InputError(f'{path} holds no scalars yet.')
     return run
 
 
@@ -90,7 +90,7 @@ def _records(file: Path) -> list[dict]:
         if isinstance(record, dict) and 'step' in record:
             records.append(record)
         elif number < len(lines):  # the last line may still be being written
-            raise SetupError(f'{file}, line {number}, is no JSON object with a step; '
+            raise InputError(f'{file}, line {number}, is no JSON object with a step; '
                              'expected scalars.json as MMEngine writes it.')
     return records
 
@@ -130,7 +130,7 @@ def choose_keys(runs: Sequence[Run], keys: Sequence[str] | None = None) -> list[
         list[str]: Every one is in some run.
 
     Raises:
-        SetupError: If a key is in no run.
+        InputError: If a key is in no run.
     """
     known = list(dict.fromkeys(key for run in runs for key in run.curves))
     if not keys:
@@ -142,7 +142,7 @@ def choose_keys(runs: Sequence[Run], keys: Sequence[str] | None = None) -> list[
         found = [k for k in known if k == key
                  or key.endswith('*') and k.startswith(key[:-1])]
         if not found:
-            raise SetupError(f'no run has {key!r}; there are: {", ".join(known)}.')
+            raise InputError(f'no run has {key!r}; there are: {", ".join(known)}.')
         chosen += [k for k in found if k not in chosen]
     return chosen
 

@@ -10,8 +10,9 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
-from ..engine.checks import SetupError, check_data, leaf_datasets
-from ..engine.classes import use_class_folders
+from ..errors import InputError
+from ..runs.classes import use_class_folders
+from ..runs.data_checks import check_data, leaf_datasets
 from .figures import grid_figure
 
 LEGEND = 12  # classes named in a picture of segments
@@ -29,11 +30,11 @@ def build_dataset(cfg: Config, part: str):
         BaseDataset: With its pipeline; ground truth is loaded for testing, too.
 
     Raises:
-        SetupError: If the config has none, or files are missing.
+        InputError: If the config has none, or files are missing.
     """
     loader = cfg.get(f'{part}_dataloader')
     if loader is None:
-        raise SetupError(f'the config has no {part}_dataloader.')
+        raise InputError(f'the config has no {part}_dataloader.')
     check_data(cfg, part)
     if cfg.default_scope == 'mmpretrain':
         use_class_folders(cfg, [part])
@@ -58,11 +59,11 @@ def choose_indices(size: int, number: int, index: int | None = None) -> list[int
         list[int]: Indices.
 
     Raises:
-        SetupError: If there is no such sample.
+        InputError: If there is no such sample.
     """
     if index is not None:
         if not 0 <= index < size:
-            raise SetupError(f'the data set has samples 0 to {size - 1}, not {index}.')
+            raise InputError(f'the data set has samples 0 to {size - 1}, not {index}.')
         return [index] * number
     return np.linspace(0, size - 1, min(number, size)).round().astype(int).tolist()
 
@@ -80,7 +81,7 @@ def deliver(dataset, indices: Sequence[int]
         The image is at its original size if the annotations are, as for testing.
 
     Raises:
-        SetupError: If a pipeline hands on something that is not an image.
+        InputError: If a pipeline hands on something that is not an image.
     """
     names = [type(transform).__name__ for transform in
              getattr(getattr(dataset, 'pipeline', None), 'transforms', ())]
@@ -91,7 +92,7 @@ def deliver(dataset, indices: Sequence[int]
         sample = dataset[index]
         image = sample['inputs']
         if getattr(image, 'ndim', 0) != 3 or image.shape[0] != 3:
-            raise SetupError(
+            raise InputError(
                 f'sample {index} is {type(image).__name__}, expected a tensor of three '
                 'channels: pipelines with several views cannot be shown.')
         image = image.numpy().transpose(1, 2, 0)[..., ::-1]

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm_efficient.analysis import Subject, complexity, count, find_model
-from mm_efficient.engine import SetupError
-from mm_efficient.models import SwiftFormer
-from mm_efficient.models.ecoformer_layers import NUM_ANCHORS, HashAttention
-from mm_efficient.models.soft import HEAD_DIMS, SOFTAttention
+from mm_efficient.analysis.complexity import count
+from mm_efficient.analysis.models import Subject, complexity, find_model
+from mm_efficient.errors import InputError
+from mm_efficient.models.base import fit_where_needed
+from mm_efficient.models.ecoformer.layers import NUM_ANCHORS, HashAttention
+from mm_efficient.models.soft.backbone import HEAD_DIMS, SOFTAttention
+from mm_efficient.models.swiftformer.backbone import SwiftFormer
 
 REFERENCE = Path(__file__).parents[1] / 'reference'
 
@@ -148,7 +150,7 @@ def test_meta_device_counts_what_a_cpu_does(name):
     subject = find_model(name)
     model, x = subject.build(), torch.randn(1, 3, 96, 128)
     if hasattr(model.backbone, 'fit'):
-        model.backbone.fit(torch.randn(2, 3, 96, 96))
+        fit_where_needed(model, torch.randn(2, 3, 96, 96))
     on_cpu, on_meta = count(model, x, subject.run), complexity(subject, (96, 128))
     assert on_cpu.macs == on_meta.macs
     assert on_cpu.activations == on_meta.activations
@@ -206,12 +208,12 @@ def test_model_that_looks_at_values():
 
 def test_model_that_cannot_be_run():
     broken = Subject('broken', lambda: nn.Linear(5, 5), lambda m, x: m(x), (8, 8))
-    with pytest.raises(SetupError, match='broken cannot be run on an image of 8 x 8'):
+    with pytest.raises(InputError, match='broken cannot be run on an image of 8 x 8'):
         complexity(broken)
 
 
 def test_unknown_name_names_similar():
-    with pytest.raises(SetupError, match="'soft_smal'.*soft_small"):
+    with pytest.raises(InputError, match="'soft_smal'.*soft_small"):
         find_model('soft_smal')
-    with pytest.raises(SetupError, match='does not exist'):
+    with pytest.raises(InputError, match='does not exist'):
         find_model('configs/nothing.py')

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mm_efficient.analysis import Operations, energy, find_model
-from mm_efficient.analysis.energy import count_operations
+from mm_efficient.analysis.energy import Operations, count_operations, energy
+from mm_efficient.analysis.models import find_model
 
 REFERENCE = Path(__file__).parents[1] / 'reference' / 'ecoformer'
 FILES = dict(pvt_b0='pvtv2_b0', pvt_b1='pvtv2_b1', pvt_b2='pvtv2_b2', pvt_b3='pvtv2_b3',

@@ -5,7 +5,6 @@ import pytest
 
 from mm_efficient.analysis.accuracy_plot import OTHERS, draw_rows
 from mm_efficient.analysis.benchmark import Plan
-from mm_efficient.analysis.reported import FAMILIES
 from mm_efficient.analysis.results import (
     COLUMNS,
     make_rows,
@@ -15,7 +14,8 @@ from mm_efficient.analysis.results import (
     write_rows,
 )
 from mm_efficient.analysis.timing import Case, Timing
-from mm_efficient.engine import SetupError
+from mm_efficient.errors import InputError
+from mm_efficient.weights import FAMILIES
 
 WHERE = settings(Plan(()))
 
@@ -70,7 +70,7 @@ def test_what_holds_no_results(content, tmp_path):
     path = tmp_path / 'r.json'
     if content:
         path.write_text(content)
-    with pytest.raises(SetupError, match='r.json holds no results .*--out has written'):
+    with pytest.raises(InputError, match='r.json holds no results .*--out has written'):
         read_rows(path)
 
 
@@ -114,7 +114,7 @@ def test_points_by_family_or_mode():
 
 
 def test_names_do_not_cover_each_other():
-    variants = [variant for family in FAMILIES.values() for variant in family.variants]
+    variants = [variant for family in FAMILIES for variant in family.variants]
     rows = [make_row(variant, 50 * 1.08**i, 76 + i // 4)
             for i, variant in enumerate(variants)]
     figure = draw_rows(rows, WHERE)

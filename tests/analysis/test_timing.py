@@ -8,7 +8,7 @@ from mm_efficient.analysis import benchmark, executors
 from mm_efficient.analysis.benchmark import Plan, check_plan, make_cases, run, steps
 from mm_efficient.analysis.executors import Executable, Forward, build, prepare
 from mm_efficient.analysis.timing import Case, take_turns, wall_clock
-from mm_efficient.engine import SetupError
+from mm_efficient.errors import InputError
 
 CONFIG = """
 default_scope = 'mmpretrain'
@@ -83,9 +83,9 @@ def test_what_cannot_be_measured(swift):
             (dict(dtype='fp8'), "unknown precision 'fp8'"),
             (dict(baseline='b'), 'baseline b is not among'),
             (dict(device='cuda:99'), 'device cuda:99 cannot be used')):
-        with pytest.raises(SetupError, match=message):
+        with pytest.raises(InputError, match=message):
             check(**settings)
-    with pytest.raises(SetupError, match='has two stages'):
+    with pytest.raises(InputError, match='has two stages'):
         build('swiftformer_xs_maskrcnn_1x', 'cpu')
 
 
@@ -120,7 +120,7 @@ def test_modes_run_what_they_say(swift):
     x = torch.randn(1, 3, 64, 64)
     assert [tuple(y.shape[1:]) for y in model(x)] == [
         (8, 16, 16), (8, 8, 8), (16, 4, 4), (16, 2, 2)]
-    with pytest.raises(SetupError, match='swift.py cannot be run as torchscript: '):
+    with pytest.raises(InputError, match='swift.py cannot be run as torchscript: '):
         model.run = lambda model, x: 1 / 0
         prepare(model, Case(swift, 'torchscript'), x)
 
@@ -171,7 +171,7 @@ def test_parallel_jobs(swift):
 
 def test_a_job_that_fails(monkeypatch, swift):
     def fail(plan, progress, wait):
-        raise SetupError('no memory')
+        raise InputError('no memory')
 
     messages = []
     monkeypatch.setattr(benchmark, '_measure', fail)
@@ -190,5 +190,5 @@ def test_a_job_that_fails(monkeypatch, swift):
         def get(self, timeout):
             raise benchmark.queue.Empty
 
-    with pytest.raises(SetupError, match='exit code -9'):
+    with pytest.raises(InputError, match='exit code -9'):
         benchmark._collect([Dead], Silent(), None)

@@ -18,7 +18,7 @@ from config_grid import (
 )
 from mmpretrain.registry import MODELS
 
-from mm_efficient.models import PyramidBackbone
+from mm_efficient.models.base import PyramidBackbone
 
 DETECTORS = dict(retinanet='RetinaNet', maskrcnn='MaskRCNN')
 HEADS = dict(upernet='UPerHead', fpn='FPNHead')

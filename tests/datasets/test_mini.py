@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_efficient.datasets import CLASSES, mini, prepare
+from mm_efficient.datasets import mini
+from mm_efficient.datasets.mini import CLASSES, prepare
 from mm_efficient.datasets.scenes import GROUNDS, SHAPES, draw_scene
 
 SMALL = dict(num_train=6, num_val=3)

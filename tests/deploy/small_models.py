@@ -7,8 +7,8 @@ from torch import nn
 
 from mm_efficient.deploy.models import deploy_model
 from mm_efficient.deploy.samples import photographs, randomize
-from mm_efficient.engine.setup import load_config
-from mm_efficient.models import PyramidBackbone
+from mm_efficient.models.base import fit_where_needed
+from mm_efficient.runs.configs import load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -23,8 +23,7 @@ def small_model(name, **options):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model).eval()
     batches = small_images()
-    if isinstance(model.backbone, PyramidBackbone):
-        model.backbone.fit((batches[0] - 128) / 64)
+    fit_where_needed(model, (batches[0] - 128) / 64)
     find_something(model)
     randomize(deploy_model(model), lambda module, x: module.network(x), batches)
     return model

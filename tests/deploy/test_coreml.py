@@ -12,7 +12,8 @@ from torch import nn
 
 import mm_efficient  # noqa: F401
 from mm_efficient.deploy.coreml import _decompositions, export_coreml
-from mm_efficient.engine import SetupError
+from mm_efficient.errors import InputError
+from mm_efficient.models.base import fit_where_needed
 
 LEVELS = ('feat0', 'feat1', 'feat2', 'feat3')
 DEPTHS = [1, 1, 1, 1]
@@ -55,8 +56,7 @@ def build(name):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    if not model.is_fitted:
-        model.fit(torch.randn(2, 3, 96, 96))
+    fit_where_needed(model, torch.randn(2, 3, 96, 96))
     return model.requires_grad_(False)
 
 
@@ -121,7 +121,7 @@ def test_half_precision_halves_the_package_which_is_replaced(tmp_path):
 
 @pytest.mark.parametrize('name', sorted(FLOAT32_ONLY))
 def test_half_precision_is_refused_where_it_overflows(name, tmp_path):
-    with pytest.raises(SetupError, match='leaves the range of float16.* in float32'):
+    with pytest.raises(InputError, match='leaves the range of float16.* in float32'):
         export_coreml(build(name), torch.rand(1, 3, 64, 64), tmp_path / 'm.mlpackage',
                       output_names=LEVELS, half=True)
     assert not list(tmp_path.iterdir())
@@ -137,7 +137,7 @@ def test_what_cannot_be_converted_leaves_the_old_package(tmp_path):
     path = tmp_path / 'model.mlpackage'
     path.mkdir()
     (path / 'Manifest.json').write_text('old')
-    with pytest.raises(SetupError, match='eigvalsh.*ONNX|eigh.*ONNX'):
+    with pytest.raises(InputError, match='eigvalsh.*ONNX|eigh.*ONNX'):
         export_coreml(Unsupported(), torch.rand(1, 3, 8, 8), path, output_names=['out'])
     assert [entry.name for entry in tmp_path.iterdir()] == ['model.mlpackage']
     assert (path / 'Manifest.json').read_text() == 'old'
@@ -148,7 +148,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     model = Tupled(nn.Conv2d(3, 4, 3))
     with torch.no_grad():
         model.model.weight[0, 0, 0, 0] = float('nan')
-    with pytest.raises(SetupError, match='check the checkpoint'):
+    with pytest.raises(InputError, match='check the checkpoint'):
         export_coreml(model.eval(), torch.rand(1, 3, 8, 8), tmp_path / 'm.mlpackage',
                       output_names=['out'])
     assert not list(tmp_path.iterdir())
@@ -156,7 +156,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
 
 @needs_coremltools
 def test_wrong_number_of_names_is_refused(tmp_path):
-    with pytest.raises(SetupError, match='cannot be exported'):
+    with pytest.raises(InputError, match='cannot be exported'):
         export_coreml(Tupled(nn.Conv2d(3, 4, 3)).eval(), torch.rand(1, 3, 8, 8),
                       tmp_path / 'm.mlpackage', output_names=['one', 'two'])
     assert not list(tmp_path.iterdir())
@@ -164,7 +164,7 @@ def test_wrong_number_of_names_is_refused(tmp_path):
 
 def test_missing_coremltools_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'coremltools', None)
-    with pytest.raises(SetupError, match=r"pip install 'mm-efficient\[coreml\]'"):
+    with pytest.raises(InputError, match=r"pip install 'mm-efficient\[coreml\]'"):
         export_coreml(nn.Identity(), torch.rand(1, 3, 8, 8), tmp_path / 'm.mlpackage',
                       output_names=['out'])
     assert not list(tmp_path.iterdir())
@@ -177,7 +177,7 @@ def test_missing_coremltools_is_said(tmp_path, monkeypatch):
 def test_other_paths_are_refused(name, message, tmp_path):
     taken = tmp_path / 'taken.mlpackage'
     taken.write_text('a file')
-    with pytest.raises(SetupError, match=message):
+    with pytest.raises(InputError, match=message):
         export_coreml(nn.Identity(), torch.rand(1, 3, 8, 8), tmp_path / name,
                       output_names=['out'])
     assert taken.read_text() == 'a file'

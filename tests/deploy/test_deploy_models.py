@@ -9,9 +9,9 @@ from small_models import small_images, small_model
 from mm_efficient.deploy.detectors import PooledFPN, paste_masks
 from mm_efficient.deploy.models import AdaptiveAverage, deploy_model
 from mm_efficient.deploy.verification import compare, predict
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.hub import configs_folder
+from mm_efficient.errors import InputError
+from mm_efficient.files import configs_folder
+from mm_efficient.runs.configs import load_config
 
 NAMES = ['det/swiftformer_xs_retinanet_1x', 'det/lowformer_b0_maskrcnn_1x']
 
@@ -106,7 +106,7 @@ def test_segmentors_that_pad():
     assert (labels[0] == truth).float().mean() > 0.9999
     plain = small_model('seg/swiftformer_xs_fpn_40k')
     assert (predict(plain, images)[0].pred_sem_seg.data == truth).float().mean() < 0.999
-    with pytest.raises(SetupError, match='test_cfg.size pads to one size'):
+    with pytest.raises(InputError, match='test_cfg.size pads to one size'):
         small_model('seg/swiftformer_xs_fpn_40k', **{
             'model.data_preprocessor.test_cfg': dict(size=(256, 256))})
 
@@ -167,26 +167,26 @@ def test_adaptive_average(size):
         _delete_=True, type='SeesawLoss', num_classes=7)}, 'is a Shared2FCBBoxHead'),
 ])
 def test_detectors_that_are_something_else_are_refused(options, reason):
-    with pytest.raises(SetupError, match=f'RCNN cannot be exported as a whole.*{reason}'
+    with pytest.raises(InputError, match=f'RCNN cannot be exported as a whole.*{reason}'
                                          '.*--backbone'):
         small_model('det/lowformer_b0_maskrcnn_1x', **options)
 
 
 def test_other_models_are_refused():
-    with pytest.raises(SetupError, match='ImageClassifier cannot .* is a NoneType'):
+    with pytest.raises(InputError, match='ImageClassifier cannot .* is a NoneType'):
         deploy_model(MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=dict(
             type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8))))
-    with pytest.raises(SetupError, match='Linear cannot be .* expected an ImageClass'):
+    with pytest.raises(InputError, match='Linear cannot be .* expected an ImageClass'):
         deploy_model(torch.nn.Linear(3, 3))
     cfg = load_config(str(configs_folder() / 'det' / 'lowformer_b0_maskrcnn_1x.py'))
     cfg.model.type = 'FastRCNN'  # proposals come with the image
     del cfg.model['rpn_head'], cfg.model.train_cfg['rpn_proposal']
     with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'), \
-            pytest.raises(SetupError, match='FastRCNN cannot be .* it has no RPNHead'):
+            pytest.raises(InputError, match='FastRCNN cannot be .* it has no RPNHead'):
         deploy_model(MODELS.build(cfg.model))
 
 
 def test_sliding_windows_are_refused():
     slide = dict(mode='slide', crop_size=(64, 64), stride=(32, 32))
-    with pytest.raises(SetupError, match="mode='slide'; set it to whole"):
+    with pytest.raises(InputError, match="mode='slide'; set it to whole"):
         small_model('seg/lowformer_b0_upernet_160k', **{'model.test_cfg': slide})

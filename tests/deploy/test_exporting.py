@@ -11,7 +11,7 @@ from mm_efficient.deploy import exporting
 from mm_efficient.deploy.exporting import SUFFIXES, check_format, export, load
 from mm_efficient.deploy.models import deploy_model
 from mm_efficient.deploy.verification import compare, predict
-from mm_efficient.engine import SetupError
+from mm_efficient.errors import InputError
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
@@ -97,7 +97,7 @@ def test_what_predicts_otherwise_is_not_kept(name, tmp_path, monkeypatch):
                 parameter.data *= 1.1
         write(module, *args)
     monkeypatch.setattr(exporting, '_write', spoil)
-    with pytest.raises(SetupError, match='does not predict.*\n  2 x 3 x 96 x 128: '):
+    with pytest.raises(InputError, match='does not predict.*\n  2 x 3 x 96 x 128: '):
         export(model, path, small_images(), format='torchscript')
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == 'what was there before'
@@ -112,7 +112,7 @@ def test_core_ml(tmp_path):
     scores = compute(path, {'input': images})['output']
     torch.testing.assert_close(scores[0], predict(model, images)[0].pred_score.double(),
                                rtol=1e-3, atol=1e-6)
-    with pytest.raises(SetupError, match='cannot be exported to Core ML: .*suppress'):
+    with pytest.raises(InputError, match='cannot be exported to Core ML: .*suppress'):
         export(small_model('det/lowformer_b0_retinanet_1x'), path, small_images(),
                format='coreml')
 
@@ -128,16 +128,16 @@ def test_backbone_of_another_library(tmp_path):
 def test_what_cannot_be_run_or_written(tmp_path, monkeypatch):
     model = small_model('cls/lowformer_b0_300e')
     batches = [small_images()[0], torch.zeros(1, 3, 16, 16)]
-    with pytest.raises(SetupError, match='cannot run images of 1 x 3 x 16 x 16 in PyT'):
+    with pytest.raises(InputError, match='cannot run images of 1 x 3 x 16 x 16 in PyT'):
         export(model, tmp_path / 'a.pt', batches, format='torchscript')
     (tmp_path / 'file').touch()
-    with pytest.raises(SetupError, match='folder of .* cannot be created'):
+    with pytest.raises(InputError, match='folder of .* cannot be created'):
         export(model, tmp_path / 'file' / 'a.pt', batches, format='torchscript')
 
     def fail(x):
         raise RuntimeError('Guard failed\nand more')
     monkeypatch.setattr(exporting, 'load', lambda *args: fail)
-    with pytest.raises(SetupError, match='exported model cannot run images of 2 x 3 x '
+    with pytest.raises(InputError, match='exported model cannot run images of 2 x 3 x '
                                          '96 x 128, .* RuntimeError: Guard failed$'):
         export(model, tmp_path / 'a.pt', small_images(), format='torchscript')
     assert [path.name for path in tmp_path.iterdir()] == ['file']
@@ -149,20 +149,20 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError('no such operator\nand more')
     monkeypatch.setattr(torch.jit, 'trace', fail)
-    with pytest.raises(SetupError, match='to torchscript: RuntimeError: no such oper'):
+    with pytest.raises(InputError, match='to torchscript: RuntimeError: no such oper'):
         export(model, tmp_path / 'a.pt', small_images(), format='torchscript')
     assert not list(tmp_path.iterdir())
 
 
 def test_formats_are_checked(monkeypatch):
-    with pytest.raises(SetupError, match="unknown format 'caffe'; expected one of on"):
+    with pytest.raises(InputError, match="unknown format 'caffe'; expected one of on"):
         check_format('caffe', 'a.caffe')
-    with pytest.raises(SetupError, match='float16 is a choice of format coreml'):
+    with pytest.raises(InputError, match='float16 is a choice of format coreml'):
         check_format('onnx', 'a.onnx', half=True)
-    with pytest.raises(SetupError, match=r'format onnx ends with \.onnx'):
+    with pytest.raises(InputError, match=r'format onnx ends with \.onnx'):
         check_format('onnx', 'a.pt')
     monkeypatch.setitem(__import__('sys').modules, 'onnxscript', None)
-    with pytest.raises(SetupError, match=r"needs onnxscript.*'mm-efficient\[onnx\]'"):
+    with pytest.raises(InputError, match=r"needs onnxscript.*'mm-efficient\[onnx\]'"):
         check_format('onnx', 'a.onnx')
 
 

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mm_efficient.analysis.executors import build
 from mm_efficient.deploy.fusing import fuse
-from mm_efficient.engine import SetupError
-from mm_efficient.models import EcoFormerPVT, EcoFormerTwins
+from mm_efficient.errors import InputError
+from mm_efficient.models.ecoformer.backbone import EcoFormerPVT, EcoFormerTwins
 from mm_efficient.models.layers import PointwiseConv
 
 
@@ -275,12 +275,12 @@ def test_ours_convert_once():
 
 
 def test_what_is_not_the_same_is_an_error():
-    with pytest.raises(SetupError, match=r'switch_to_deploy\(\) changes output 0 of 1 '
+    with pytest.raises(InputError, match=r'switch_to_deploy\(\) changes output 0 of 1 '
                                          r'by 1.0e\+00'):
         fuse(Counts(factor=2.), torch.randn(2, 3))
-    with pytest.raises(SetupError, match='Linear gives NaN or infinity for this image'):
+    with pytest.raises(InputError, match='Linear gives NaN or infinity for this image'):
         fuse(nn.Linear(3, 3), torch.full((2, 3), torch.nan))
-    with pytest.raises(SetupError, match='Linear gives no tensors'):
+    with pytest.raises(InputError, match='Linear gives no tensors'):
         fuse(nn.Linear(3, 3), torch.randn(2, 3), lambda model, x: None)
 
     # A norm that is run behind the model's back is found out, wherever it is
@@ -293,7 +293,7 @@ def test_what_is_not_the_same_is_an_error():
         def forward(self, x):
             return dict(a=x, b=[self.norms[0](self.conv(x))])
 
-    with pytest.raises(SetupError, match='folding batch norms changes output 1 of 2'):
+    with pytest.raises(InputError, match='folding batch norms changes output 1 of 2'):
         fuse(randomize(Hidden()), image(1, 3, 8, 8))
 
 

@@ -6,11 +6,7 @@ from mmdet.models import SingleRoIExtractor
 from torch import nn
 
 from mm_efficient.deploy.detectors import best_boxes, extract_regions
-from mm_efficient.deploy.operators import (
-    onnx_translations,
-    pyramid_roi_align,
-    suppress,
-)
+from mm_efficient.deploy.operators import onnx_translations, pyramid_roi_align, suppress
 
 STRIDES = (4, 8, 16, 32)
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mm_efficient.deploy import photographs, randomize
+from mm_efficient.deploy.samples import photographs, randomize
 
 
 def test_photographs_of_two_sizes():

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mm_efficient.engine import AccumulationRestartHook
+from mm_efficient.engine.hooks import AccumulationRestartHook
 
 
 def test_every_epoch_accumulates_anew():

@@ -9,10 +9,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mm_efficient.engine.distributed import (
-    CPUDistributedDataParallel,
-    init_distributed,
-)
+from mm_efficient.engine.distributed import CPUDistributedDataParallel
+from mm_efficient.runs.distributed import init_distributed
 
 # Two processes see the samples 1 and 2; d(loss)/d(weight) is the sample, so one
 # step of SGD with learning rate 1 from weight 0 leads to -(1 + 2) / 2.

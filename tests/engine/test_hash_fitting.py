@@ -10,9 +10,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mm_efficient.engine import HashFittingHook
-from mm_efficient.models import EcoFormerPVT
-from mm_efficient.models.ecoformer import EcoFormer
+from mm_efficient.engine.hash_fitting import HashFittingHook
+from mm_efficient.models.ecoformer.backbone import EcoFormer, EcoFormerPVT
 
 ARCH = dict(embed_dims=[16, 16, 32, 32], num_heads=[1, 2, 2, 2], depths=[1, 2, 1, 1],
             mlp_ratios=[2, 2, 2, 2])

@@ -5,8 +5,8 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.hooks import EMAHook
 from torch import nn
 
-from mm_efficient.engine import DropPathProgressHook, MESAHook
-from mm_efficient.models import MESAClassifier
+from mm_efficient.engine.progress import DropPathProgressHook, MESAHook
+from mm_efficient.models.classifiers import MESAClassifier
 
 
 def block(rate):

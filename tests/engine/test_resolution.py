@@ -5,12 +5,12 @@ import pytest
 from mmengine.registry import DATA_SAMPLERS, TRANSFORMS
 from mmengine.runner import Runner
 
-from mm_efficient.datasets import SampleIndex, SeedSample
-from mm_efficient.engine import (
+from mm_efficient.engine.resolution import (
     BatchResizedCrop,
     BatchResolution,
     ResolutionBatchSampler,
 )
+from mm_efficient.engine.seeding import SampleIndex, SeedSample
 
 SIZES = [32, 48, 64]
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mm_efficient.engine import mini, setup
+from mm_efficient.runs import configs as setup
+from mm_efficient.runs import mini
 
 ROOT = Path(__file__).parents[2]
 

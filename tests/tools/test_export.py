@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mm_efficient.datasets.scenes import draw_scene
-from mm_efficient.deploy import load, photographs, randomize
+from mm_efficient.deploy.exporting import load
+from mm_efficient.deploy.samples import photographs, randomize
 from mm_efficient.deploy.verification import predict
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import load_model
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.models import load_model
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')

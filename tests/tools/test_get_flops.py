@@ -1,6 +1,6 @@
 import pytest
 
-from mm_efficient.analysis import complexity, find_model
+from mm_efficient.analysis.models import complexity, find_model
 
 
 @pytest.fixture(scope='module')

@@ -11,11 +11,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-from mm_efficient.datasets import CLASSES, prepare
-from mm_efficient.engine.mini import MINI_DATA
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import SHORT_SIDES, load_model
-from mm_efficient.visualization.inference import dataset_meta
+from mm_efficient.datasets.mini import CLASSES, prepare
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.inference import dataset_meta
+from mm_efficient.runs.mini import MINI_DATA
+from mm_efficient.runs.models import SHORT_SIDES, load_model
 
 CONFIGS = dict(mmpretrain='cls/swiftformer_xs_300e.py',
                mmdet='det/swiftformer_xs_maskrcnn_1x.py',

@@ -1,7 +1,7 @@
 import torch
 
-from mm_efficient.analysis import count
-from mm_efficient.models import SOFT
+from mm_efficient.analysis.complexity import count
+from mm_efficient.models.soft.backbone import SOFT
 
 
 def test_table(tool, monkeypatch, capsys):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mm_efficient.datasets import prepare
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.hub import config_files, configs_folder
+from mm_efficient.datasets.mini import prepare
+from mm_efficient.errors import InputError
+from mm_efficient.files import config_files, configs_folder
+from mm_efficient.runs.configs import load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_config_by_its_name_alone(tiny):
         "'../", f"'{configs_folder().as_posix()}/"))
     assert load_config(name).filename == name  # what is there wins
     for wrong in ('cls/' + name, 'metafile.yml', 'default_runtime.py'):
-        with pytest.raises(SetupError, match='does not exist'):
+        with pytest.raises(InputError, match='does not exist'):
             load_config(wrong)
 
 

@@ -5,10 +5,10 @@ import pytest
 from conftest import load_tool
 from PIL import Image
 
-from mm_efficient.datasets import CLASSES, PALETTE, prepare
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import (
+from mm_efficient.datasets.mini import CLASSES, PALETTE, prepare
+from mm_efficient.errors import InputError
+from mm_efficient.runs.configs import load_config
+from mm_efficient.visualization.datasets import (
     build_dataset,
     build_visualizer,
     choose_indices,
@@ -88,7 +88,7 @@ def test_indices():
     assert choose_indices(100, 3) == [0, 50, 99]
     assert choose_indices(2, 5) == [0, 1]
     assert choose_indices(10, 3, 7) == [7, 7, 7]
-    with pytest.raises(SetupError, match='samples 0 to 9, not 10'):
+    with pytest.raises(InputError, match='samples 0 to 9, not 10'):
         choose_indices(10, 3, 10)
 
 

@@ -4,16 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mm_efficient.engine import SetupError
-from mm_efficient.models import (
-    SOFT,
-    EcoFormerPVT,
-    LowFormer,
-    ReduceFormer,
-    SwiftFormer,
+from mm_efficient.errors import InputError
+from mm_efficient.models.base import fit_where_needed
+from mm_efficient.models.ecoformer.backbone import EcoFormerPVT
+from mm_efficient.models.lowformer.backbone import LowFormer
+from mm_efficient.models.reduceformer.backbone import ReduceFormer
+from mm_efficient.models.soft.backbone import SOFT
+from mm_efficient.models.swiftformer.additive_attention import global_query
+from mm_efficient.models.swiftformer.backbone import SwiftFormer
+from mm_efficient.visualization.attention import (
+    attention_layers,
+    attention_maps,
+    draw_attention,
 )
-from mm_efficient.ops.additive_attention import global_query
-from mm_efficient.visualization import attention_layers, attention_maps, draw_attention
 
 PIXEL = (70, 121)  # row and column, in images of 96 x 130
 ECO = dict(embed_dims=[8, 16, 40, 64], num_heads=[1, 2, 5, 8], depths=[1] * 4,
@@ -28,7 +31,7 @@ def small(family, **settings):
     model = family(**settings, out_indices=(0, 1, 2, 3)).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.5)
-    model.fit(torch.randn(2, 3, 96, 96, dtype=torch.float64))
+    fit_where_needed(model, torch.randn(2, 3, 96, 96, dtype=torch.float64))
     return model
 
 
@@ -160,7 +163,7 @@ def test_reduceformer():
 
 def test_model_without_attention():
     model = LowFormer({**LOW, 'attention': False})
-    with pytest.raises(SetupError, match='no attention'):
+    with pytest.raises(InputError, match='no attention'):
         attention_layers(model)
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from mm_efficient.engine import SetupError
-from mm_efficient.visualization import choose_keys, draw_curves, read_run
+from mm_efficient.errors import InputError
+from mm_efficient.visualization.curves import choose_keys, draw_curves, read_run
 
 
 def write(folder, records):
@@ -58,7 +58,7 @@ def test_keys(resumed):
     assert choose_keys(runs) == ['loss', 'lr', 'coco/bbox_mAP']
     assert choose_keys(runs, ['coco*', 'loss']) == [
         'coco/bbox_mAP', 'coco/bbox_mAP_50', 'loss']
-    with pytest.raises(SetupError, match="no run has 'accuracy'; there are: loss"):
+    with pytest.raises(InputError, match="no run has 'accuracy'; there are: loss"):
         choose_keys(runs, ['accuracy'])
 
 
@@ -77,13 +77,13 @@ def test_figure_shows_the_values(resumed, tmp_path):
 
 
 def test_what_is_no_log(tmp_path):
-    with pytest.raises(SetupError, match='has no log of scalars'):
+    with pytest.raises(InputError, match='has no log of scalars'):
         read_run(tmp_path)
     path = write(tmp_path / 'a', [])
-    with pytest.raises(SetupError, match='holds no scalars yet'):
+    with pytest.raises(InputError, match='holds no scalars yet'):
         read_run(path)
     path.write_text('{"loss": 1, "step": 1, "iter": 1}\nnonsense\n{"st')
-    with pytest.raises(SetupError, match='line 2, is no JSON object'):
+    with pytest.raises(InputError, match='line 2, is no JSON object'):
         read_run(path)
     path.write_text('{"loss": 1, "step": 1, "iter": 1}\n{"lo')  # being written
     assert read_run(path).curves['loss'] == {1: 1.}

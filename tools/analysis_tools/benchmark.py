@@ -44,28 +44,19 @@ from rich.progress import (  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.analysis import image_size  # noqa: E402
 from mm_efficient.analysis.accuracy_plot import draw_rows  # noqa: E402
-from mm_efficient.analysis.benchmark import (  # noqa: E402
-    Plan,
-    check_plan,
-    make_cases,
-    run,
-    steps,
-)
-from mm_efficient.analysis.results import (  # noqa: E402
+from mm_efficient.analysis.benchmark import Plan, check_plan, make_cases, run, steps
+from mm_efficient.analysis.models import image_size  # noqa: E402
+from mm_efficient.analysis.results import (
     make_rows,
     read_rows,
     reported_top1,
     settings,
     write_rows,
 )
-from mm_efficient.engine import SetupError  # noqa: E402
-from mm_efficient.visualization import (  # noqa: E402
-    FIGURE_SUFFIXES,
-    check_output,
-    save_figure,
-)
+from mm_efficient.errors import InputError  # noqa: E402
+from mm_efficient.files import check_output
+from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
 
 EXAMPLES = r"""examples:
   three classifiers at 224 x 224, one image, one CPU thread:
@@ -177,10 +168,10 @@ def check_accuracies(args, models, accuracies):
     """Find out in time that a plot would be empty, or --top1 is of another model."""
     unknown = [name for name, _ in args.top1 if name not in models]
     if unknown:
-        raise SetupError(f'--top1 {unknown[0]}: expected one of the models that are '
+        raise InputError(f'--top1 {unknown[0]}: expected one of the models that are '
                          f'measured, {", ".join(dict.fromkeys(models))}.')
     if args.plot and not any(accuracies):
-        raise SetupError('--plot has nothing to show: the metadata of these models '
+        raise InputError('--plot has nothing to show: the metadata of these models '
                          'reports no accuracy. Name it with --top1 MODEL=VALUE.')
 
 
@@ -255,7 +246,7 @@ def main(argv=None):
             write_rows(path, rows, where)
         if args.plot:
             save_figure(draw_rows(rows, where), args.plot)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     finally:
         torch.set_num_threads(threads)

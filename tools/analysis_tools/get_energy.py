@@ -19,8 +19,9 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import Operations, energy, find_model, image_size
-from mm_efficient.engine import SetupError
+from mm_efficient.analysis.energy import Operations, energy
+from mm_efficient.analysis.models import find_model, image_size
+from mm_efficient.errors import InputError
 
 
 def parse_args(argv=None):
@@ -68,7 +69,7 @@ def main(argv=None):
         for subject in track(subjects, 'counting', transient=True):
             add_rows(table, subject.name, args.size or subject.size,
                      energy(subject, args.size))
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     Console(width=max(100, Console().width)).print(table)
 

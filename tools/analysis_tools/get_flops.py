@@ -21,8 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import complexity, find_model, image_size
-from mm_efficient.engine import SetupError
+from mm_efficient.analysis.models import complexity, find_model, image_size
+from mm_efficient.errors import InputError
 
 
 def parse_args(argv=None):
@@ -80,7 +80,7 @@ def main(argv=None):
                      args.per_module)
             notes += [f'{subject.name}: {calls} calls of {operator} are not counted'
                       for operator, calls in cost.uncounted.items()]
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     Console(width=max(100, Console().width)).print(table)
     for note in notes:

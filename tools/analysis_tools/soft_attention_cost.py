@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mm_efficient.analysis import count, image_size
-from mm_efficient.models import SOFT, soft
-from mm_efficient.ops import gaussian_attention, newton_inverse
+from mm_efficient.analysis.complexity import count
+from mm_efficient.analysis.models import image_size
+from mm_efficient.models.soft import backbone as soft
+from mm_efficient.models.soft import gaussian_attention, newton_inverse
+from mm_efficient.models.soft.backbone import SOFT
 
 ENOUGH_SECONDS = 20  # of repetitions per measurement
 

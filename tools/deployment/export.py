@@ -25,25 +25,16 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import image_size
-from mm_efficient.deploy import (
-    check_format,
-    deploy_model,
-    export,
-    photographs,
-    randomize,
-)
-from mm_efficient.deploy.exporting import SUFFIXES
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.checks import check_checkpoint, failing_as
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import (
-    check_output,
-    dataset_meta,
-    find_images,
-    load_model,
-    model_input,
-)
+from mm_efficient.analysis.models import image_size
+from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
+from mm_efficient.deploy.models import deploy_model
+from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.errors import InputError, explain
+from mm_efficient.files import check_output, find_images
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.inference import dataset_meta
+from mm_efficient.runs.models import load_model, model_input
+from mm_efficient.weights.checking import check_checkpoint
 
 EXAMPLES = r"""examples:
   a detector, with everything from the photograph to the boxes:
@@ -137,7 +128,7 @@ def prepare(args):
     model_input(model, first)  # fits hash functions that are not
     if origin == 'random':
         shapes = ', '.join(' x '.join(map(str, batch.shape)) for batch in batches)
-        with failing_as(f'the model cannot run images of {shapes}',
+        with explain(f'the model cannot run images of {shapes}',
                         '--size and --static choose others.'):
             randomize(deploy_model(model), lambda module, x: module.network(x), batches)
     if args.backbone:
@@ -179,7 +170,7 @@ def main(argv=None):
                 model, args.out, batches, format=args.format,
                 backbone=args.backbone, fused=args.fuse, static=args.static,
                 half=args.half, metadata=metadata, progress=status.update)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     console.print(f'weights: {metadata["weights"]}')
     print_export(result, console)

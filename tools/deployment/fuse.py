@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis import find_model, image_size
-from mm_efficient.analysis.executors import fit_to_noise
-from mm_efficient.deploy import fuse, randomize
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.checks import failing_as
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import load_model
+from mm_efficient.analysis.models import find_model, image_size
+from mm_efficient.deploy.fusing import fuse
+from mm_efficient.deploy.samples import randomize
+from mm_efficient.errors import InputError, explain
+from mm_efficient.models.base import fit_where_needed
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.models import load_model
 
 EXAMPLES = r"""examples:
   variants, and models of other libraries:
@@ -73,14 +73,14 @@ def fuse_model(subject, args):
     else:
         model = subject.build()
     model.eval()
-    fit_to_noise(model)
+    fit_where_needed(model, torch.randn(2, 3, 96, 96))
     run = subject.run
     if hasattr(model, 'roi_head'):  # the second stage depends on the image
         def run(model, x):
             return model.extract_feat(x)
     height, width = args.size or subject.size
     x = torch.randn(1, 3, height, width)
-    with failing_as(f'{subject.name} cannot be run on an image of {height} x {width} '
+    with explain(f'{subject.name} cannot be run on an image of {height} x {width} '
                     'pixels'):
         if not args.checkpoint:
             randomize(model, run, [x])
@@ -113,7 +113,7 @@ def main(argv=None):
         subjects = [find_model(name, args.cfg_options) for name in args.models]
         for subject in subjects:
             console.print(make_table(subject.name, fuse_model(subject, args)))
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
 
 

@@ -10,8 +10,9 @@ import argparse
 import os
 import sys
 
-from mm_efficient.checkpoints import CheckpointError, convert_file, write_checkpoint
-from mm_efficient.checkpoints.online import sha256
+from mm_efficient.weights.conversion import CheckpointError
+from mm_efficient.weights.download import sha256
+from mm_efficient.weights.reading import convert_file, write_checkpoint
 
 
 def parse_args():

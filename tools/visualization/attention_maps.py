@@ -19,23 +19,18 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 import mm_efficient  # noqa: F401
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.models import PyramidBackbone
-from mm_efficient.visualization import (
-    FIGURE_SUFFIXES,
-    SHORT_SIDES,
+from mm_efficient.errors import InputError
+from mm_efficient.files import check_output, find_images, read_image
+from mm_efficient.models.base import PyramidBackbone
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.models import SHORT_SIDES, load_model, model_input
+from mm_efficient.visualization.attention import (
     attention_layers,
     attention_maps,
-    check_output,
     draw_attention,
-    find_images,
-    load_model,
-    model_input,
-    read_photo,
-    save_figure,
     short_name,
 )
+from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
 
 EXAMPLES = r"""examples:
   the last attention of every stage, for the token in the middle:
@@ -95,7 +90,7 @@ def choose_layers(backbone, stages, all_blocks):
     chosen = [name for stage in stages
               for name in by_stage.get(stage, [])[0 if all_blocks else -1:]]
     if not chosen:
-        raise SetupError(f'there is no attention in stages {stages}; this '
+        raise InputError(f'there is no attention in stages {stages}; this '
                          f'{type(backbone).__name__} has it in {list(by_stage)}.')
     return chosen
 
@@ -105,7 +100,7 @@ def place_token(token, original, photo):
     height, width = original.shape[:2]
     x, y = token or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
-        raise SetupError(f'--token {x} {y} is outside the photograph, which is '
+        raise InputError(f'--token {x} {y} is outside the photograph, which is '
                          f'{width} wide and {height} high.')
     return y * photo.shape[0] // height, x * photo.shape[1] // width
 
@@ -114,15 +109,15 @@ def make_figure(args):
     """Compute the maps and draw them."""
     image, *others = find_images(args.image)
     if others:
-        raise SetupError(f'{args.image} is a folder; expected one photograph.')
+        raise InputError(f'{args.image} is a folder; expected one photograph.')
     check_output(args.out, FIGURE_SUFFIXES)
     cfg = load_config(args.config, args.cfg_options, args.mini)
-    original = read_photo(image)
-    photo = read_photo(image, args.size or SHORT_SIDES[cfg.default_scope])
+    original = read_image(image)
+    photo = read_image(image, args.size or SHORT_SIDES[cfg.default_scope])
     pixel = place_token(args.token, original, photo)
     model = load_model(cfg, args.checkpoint, args.device)
     if not isinstance(model.backbone, PyramidBackbone):
-        raise SetupError(f'{args.config} has the backbone '
+        raise InputError(f'{args.config} has the backbone '
                          f'{type(model.backbone).__name__}; attention is shown of the '
                          'families of this package.')
     layers = choose_layers(model.backbone, args.stages, args.all_blocks)
@@ -142,7 +137,7 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     try:
         save_figure(make_figure(args), args.out)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     print(f'written: {args.out}')
 

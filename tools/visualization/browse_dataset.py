@@ -13,19 +13,18 @@ from mmengine.runner import set_random_seed
 from rich.progress import track
 
 import mm_efficient  # noqa: F401
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config, start
-from mm_efficient.visualization import (
-    FIGURE_SUFFIXES,
+from mm_efficient.errors import InputError
+from mm_efficient.files import check_output
+from mm_efficient.runs.configs import load_config, start
+from mm_efficient.visualization.datasets import (
     build_dataset,
     build_visualizer,
-    check_output,
     choose_indices,
     deliver,
     draw_dataset,
     draw_truth,
-    save_figure,
 )
+from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
 
 EXAMPLES = r"""examples:
   training images of a detector:
@@ -97,7 +96,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         save_figure(make_figure(args), args.out)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     print(f'written: {args.out}')
 

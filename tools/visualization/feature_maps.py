@@ -15,20 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.engine import SetupError
-from mm_efficient.engine.setup import load_config
-from mm_efficient.visualization import (
-    FIGURE_SUFFIXES,
-    SHORT_SIDES,
-    check_output,
-    draw_features,
-    feature_pyramid,
-    find_images,
-    load_model,
-    model_input,
-    read_photo,
-    save_figure,
-)
+from mm_efficient.errors import InputError
+from mm_efficient.files import check_output, find_images, read_image
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.models import SHORT_SIDES, load_model, model_input
+from mm_efficient.visualization.features import draw_features, feature_pyramid
+from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
 
 EXAMPLES = r"""examples:
   backbone and FPN of a detector:
@@ -83,10 +75,10 @@ def make_figure(args):
     """Compute the pyramid and draw it."""
     image, *others = find_images(args.image)
     if others:
-        raise SetupError(f'{args.image} is a folder; expected one photograph.')
+        raise InputError(f'{args.image} is a folder; expected one photograph.')
     check_output(args.out, FIGURE_SUFFIXES)
     cfg = load_config(args.config, args.cfg_options, args.mini)
-    photo = read_photo(image, args.size or SHORT_SIDES[cfg.default_scope])
+    photo = read_image(image, args.size or SHORT_SIDES[cfg.default_scope])
     model = load_model(cfg, args.checkpoint, args.device)
     levels = feature_pyramid(model, model_input(model, photo))
     print_levels(levels)
@@ -99,7 +91,7 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     try:
         save_figure(make_figure(args), args.out)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     print(f'written: {args.out}')
 

@@ -10,15 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.engine import SetupError
-from mm_efficient.visualization import (
-    FIGURE_SUFFIXES,
-    check_output,
-    choose_keys,
-    draw_curves,
-    read_run,
-    save_figure,
-)
+from mm_efficient.errors import InputError
+from mm_efficient.files import check_output
+from mm_efficient.visualization.curves import choose_keys, draw_curves, read_run
+from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
 
 EXAMPLES = r"""examples:
   loss, learning rate and metrics of a training:
@@ -90,7 +85,7 @@ def main(argv=None):
         check_output(args.out, FIGURE_SUFFIXES)
         print_summary(runs, keys)
         save_figure(draw_curves(runs, keys, args.smooth), args.out)
-    except SetupError as error:
+    except InputError as error:
         sys.exit(f'error: {error}')
     print(f'written: {args.out}')
 

@@ -1,0 +1,57 @@
+"""What is told to the user when something goes wrong.
+
+Library code raises :class:`InputError` or :class:`ExecutionError`, a ``ValueError`` and
+a ``RuntimeError``. Command-line tools run inside :func:`error_line`, which prints such
+an error as one ``error:`` line instead of a traceback.
+"""
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """Something the user gave is missing or wrong.
+
+    The message says what was expected, what came and what to do next.
+    """
+
+
+class ExecutionError(RuntimeError):
+    """Something the user asked for cannot be done; the message says why."""
+
+
+@contextlib.contextmanager
+def explain(action: str, hint: str = '') -> Iterator[None]:
+    """Context that turns any library's exception into an :class:`ExecutionError`.
+
+    Args:
+        action (str): What cannot be done, such as 'the model cannot be built'. The
+            type and the first line of the exception follow.
+        hint (str): The next step, as a full sentence. Defaults to ''.
+
+    Raises:
+        ExecutionError: In place of any exception that is not an :class:`InputError` or
+            :class:`ExecutionError` already.
+    """
+    try:
+        yield
+    except (InputError, ExecutionError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition('\n')[0]
+        raise ExecutionError(f'{action}: {type(error).__name__}: {reason}'
+                             f'{hint and f". {hint}"}') from error
+
+
+@contextlib.contextmanager
+def error_line() -> Iterator[None]:
+    """Context for a tool's ``main``: exit with one ``error:`` line on user errors.
+
+    Raises:
+        SystemExit: In place of :class:`InputError`, :class:`ExecutionError`,
+            ``OSError`` and ``ImportError``.
+    """
+    try:
+        yield
+    except (InputError, ExecutionError, OSError, ImportError) as error:
+        sys.exit(f'error: {error}')

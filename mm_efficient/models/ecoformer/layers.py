@@ -1,0 +1,275 @@
+"""Stages, blocks and attentions of EcoFormer, on maps (B, h, w, C)."""
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmpretrain.models.utils import MultiheadAttention
+from torch import Tensor, nn
+
+from ..attention_maps import AttentionMap, Token, softmax_rows
+from ..base import run_blocks
+from ..layers import at_least_float32, autocast_disabled
+from .hash_fitting import fit_hash_functions
+from .kernel_hashing import hash_attention, hash_codes
+
+NUM_ANCHORS = 25  # per head
+NUM_BITS = 16
+
+
+class HashAttention(nn.Module):
+    """Attention by products of binary codes; queries are keys.
+
+    The hash functions are buffers: ``anchors`` (H, 25, d), ``kernel_mean``
+    (H, 1, 25) and ``projection`` (H, 16, 25). Until :meth:`fit` or a checkpoint sets
+    them, all tokens have the same code and the output is useless.
+
+    Hashing and the sums over tokens run in float32 under autocast: a sum of codes
+    reaches the number of tokens, beyond float16 at detection size.
+
+    Args:
+        embed_dims (int): Channels C.
+        num_heads (int): Number of heads H.
+    """
+
+    float32_only = True  # sums over tokens leave the range of float16
+
+    def __init__(self, embed_dims: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        head_dims = embed_dims // num_heads
+        self.qk = nn.Linear(embed_dims, embed_dims)
+        self.v = nn.Linear(embed_dims, embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.register_buffer('anchors', torch.zeros(num_heads, NUM_ANCHORS, head_dims))
+        self.register_buffer('kernel_mean', torch.zeros(num_heads, 1, NUM_ANCHORS))
+        self.register_buffer('projection',
+                             torch.randn(num_heads, NUM_BITS, NUM_ANCHORS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        query, value = self.qk(x), self.v(x)
+        with autocast_disabled(x):
+            query, value = (self._split_heads(at_least_float32(t))
+                            for t in (query, value))
+            codes = hash_codes(query, self.anchors, self.kernel_mean, self.projection)
+            out = hash_attention(codes, value)  # (B, N, H, d)
+        return self.proj(out.reshape(x.shape))
+
+    def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
+        """Similarity of all hash codes to those of the token, from -1 to 1.
+
+        See :class:`~mm_efficient.models.attention_maps.Mappable`.
+        """
+        query = self._split_heads(self.qk(x))
+        codes = hash_codes(query, self.anchors, self.kernel_mean, self.projection)[:, 0]
+        row = codes[:, token.index, None] @ codes.transpose(1, 2)  # (H, 1, N)
+        similarity = row[:, 0].unflatten(-1, token.grid) / NUM_BITS
+        return [AttentionMap('similarity of hash codes', similarity, token.extent,
+                             signed=True)]
+
+    def count_operations(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Count what replaces softmax attention: everything but the linear layers.
+
+        By the published rules (https://github.com/ziplab/EcoFormer), with N tokens, H
+        heads of d channels, m anchors and b bits: H N (2 m + m b + b + 1 + d)
+        multiplications and H N (2 m d + m b + 2 b + 2 b d + d) additions, because
+        products with binary codes are sums.
+
+        Args:
+            shape (Sequence[int]): Shape of the input, (B, h, w, C).
+
+        Returns:
+            tuple[int, int]: Multiplications and additions.
+        """
+        m, b, d = NUM_ANCHORS, NUM_BITS, shape[-1] // self.num_heads
+        tokens = math.prod(shape[:-1]) * self.num_heads  # N H, of all images
+        return (tokens * (2 * m + m * b + b + 1 + d),
+                tokens * (2 * m * d + m * b + 2 * b + 2 * b * d + d))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, N, H, d)."""
+        return x.flatten(1, 2).unflatten(-1, (self.num_heads, -1))
+
+    @torch.no_grad()
+    def fit(self, inputs: Sequence[Tensor], max_tokens: int,
+            generator: torch.Generator):
+        """Fit the hash functions.
+
+        Args:
+            inputs (Sequence[Tensor]): Batches of (B, h, w, C), what :meth:`forward`
+                would be called with.
+            max_tokens (int): Tokens per image in the quadratic part.
+            generator (torch.Generator): Draws anchors and tokens, on the CPU.
+
+        Raises:
+            ValueError: There are fewer tokens than anchors.
+        """
+        queries = [self._split_heads(self.qk(x)) for x in inputs]
+        fitted = fit_hash_functions(queries, self.projection, NUM_ANCHORS, max_tokens,
+                                    generator)
+        for buffer, value in zip((self.anchors, self.kernel_mean, self.projection),
+                                 fitted):
+            buffer.copy_(value)
+
+
+class SoftmaxAttention(MultiheadAttention):
+    """Softmax attention between all tokens of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        return super().forward(x.flatten(1, 2)).view(x.shape)
+
+    def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
+        """Softmax row of the token.
+
+        See :class:`~mm_efficient.models.attention_maps.Mappable`.
+        """
+        row, = softmax_rows(self, x.flatten(1, 2), [token.index]).unbind(1)
+        return [AttentionMap('softmax of the token', row.unflatten(-1, token.grid),
+                             token.extent)]
+
+
+class ConvMlp(nn.Module):
+    """MLP with a depthwise 3 x 3 convolution before its activation.
+
+    Args:
+        embed_dims (int): Channels C.
+        ratio (int): Hidden width over C.
+    """
+
+    def __init__(self, embed_dims: int, ratio: int):
+        super().__init__()
+        hidden = ratio * embed_dims
+        self.fc1 = nn.Linear(embed_dims, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        x = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(x))
+
+
+class PositionConv(nn.Module):
+    """Conditional position encoding: adds a depthwise 3 x 3 convolution.
+
+    Args:
+        embed_dims (int): Channels C.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution and layer norm; grids round up.
+
+    Args:
+        in_dims (int): Channels of the input.
+        embed_dims (int): Channels C.
+        kernel (int): Kernel size. If it is the stride, patches do not overlap, and
+            the input is padded with zeros to whole ones; else half of it is padded.
+        stride (int): Stride.
+    """
+
+    def __init__(self, in_dims: int, embed_dims: int, kernel: int, stride: int):
+        super().__init__()
+        padding = 0 if kernel == stride else kernel // 2
+        self.proj = nn.Conv2d(in_dims, embed_dims, kernel, stride, padding)
+        self.norm = nn.LayerNorm(embed_dims)
+        # Zeros behind the last row and column; what is no whole patch has no effect.
+        # The number does not depend on the size, which keeps exports simple.
+        self.zeros = stride - 1 if kernel == stride else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
+        if self.zeros:
+            x = F.pad(x, (0, self.zeros, 0, self.zeros))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """Patch embedding and blocks, all on (B, h, w, C).
+
+    Args:
+        downsample (nn.Module): Leads from the stage before to this one's grid.
+        blocks (Sequence[nn.Module]): Blocks.
+        pos_conv (nn.Module, optional): Position encoding behind the first block.
+        norm (nn.Module, optional): Norm behind the last block.
+        with_cp (bool): Recompute blocks in the backward pass.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module],
+                 pos_conv: nn.Module | None, norm: nn.Module | None, with_cp: bool):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.pos_conv = pos_conv
+        self.norm = norm
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, h, w)."""
+        x = run_blocks(self._layers(), self._enter(x), self.with_cp)
+        return self._leave(x)
+
+    def fit(self, maps: Sequence[Tensor],
+            fit_attention: Callable[[HashAttention, Sequence[Tensor]], None]
+            ) -> list[Tensor]:
+        """Fit the hash functions of one block after the other.
+
+        Args:
+            maps (Sequence[Tensor]): Batches of what :meth:`forward` takes.
+            fit_attention (Callable): Fits an attention to batches of its input.
+
+        Returns:
+            list[Tensor]: What :meth:`forward` returns for them, once fitted.
+        """
+        maps = [self._enter(x) for x in maps]
+        for layer in self._layers():
+            if isinstance(layer, Block):
+                fit_attention(layer.attn, [layer.norm1(x) for x in maps])
+            maps = [layer(x) for x in maps]
+        return [self._leave(x) for x in maps]
+
+    def _layers(self) -> list[nn.Module]:
+        first, *others = self.blocks
+        return [first, *([self.pos_conv] if self.pos_conv else []), *others]
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self.downsample(x).permute(0, 2, 3, 1)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        return (self.norm(x) if self.norm else x).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on (B, h, w, C).
+
+    Args:
+        embed_dims (int): Channels C.
+        attn (nn.Module): Attention.
+        mlp (nn.Module): MLP.
+        drop_path_rate (float): Rate of stochastic depth.
+    """
+
+    def __init__(self, embed_dims: int, attn: nn.Module, mlp: nn.Module,
+                 drop_path_rate: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

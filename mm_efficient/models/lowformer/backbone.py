@@ -1,0 +1,231 @@
+"""LowFormer: fused convolutions, and attention at a coarser grid.
+
+Papers: https://arxiv.org/abs/2409.03460 (WACV 2025) and
+https://arxiv.org/abs/2603.26551 (the edge variants e1, e2, e3).
+Original: https://github.com/altair199797/LowFormer, Apache-2.0, built on
+EfficientViT. This file is written from the architecture's description; timm
+(Apache-2.0) has the model too and agrees with it.
+
+What differs from the original, all of it neutral for published weights:
+
+- one architecture instead of the original's switches;
+- attention is `torch.nn.functional.scaled_dot_product_attention`;
+- drop path grows linearly over the blocks, one rate for all branches of a
+  block; the original counts branches, and lets the rates grow during training;
+- b2 is what the switches of the published package give (timm has the same);
+  the repository defines it in three ways and lists no results for it.
+
+The group norms of the b variants average over channels and positions: padding
+changes them everywhere, so pad batches of images as little as possible.
+"""
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ..attention_maps import AttentionMap, Token
+from ..base import PyramidBackbone, drop_path_rates
+from ..efficientvit.blocks import (
+    ConvStage,
+    ConvStem,
+    Residual,
+    conv_norm_act,
+    fused_block,
+    init_from_scratch,
+    inverted_block,
+)
+from ..layers import PointwiseConv
+
+MLP_RATIO = 4
+MAX_FUSED_DIMS = 255  # wider stages have inverted instead of fused local blocks
+# Kernel size and stride of the reduction before attention, stages 3 and 4
+ATTENTION_GRIDS = {2: (5, 2), 3: (3, 1)}
+
+
+def _arch(dims: int, depths: list[int], down_ratio: int = 6, stem_depth: int = 0,
+          attention: bool = True, mlp: bool = True) -> dict:
+    return dict(embed_dims=[2 * dims, 4 * dims, 8 * dims, 16 * dims],
+                depths=depths, stem_dims=dims, stem_depth=stem_depth,
+                down_ratio=down_ratio, attention=attention, mlp=mlp)
+
+
+@MODELS.register_module()
+class LowFormer(PyramidBackbone):
+    """Convolutional stages 1 and 2, LowFormer blocks in stages 3 and 4.
+
+    Args:
+        arch (str | dict): 'b0', 'b1', 'b15', 'b2', 'b3', 'e1', 'e2', 'e3', or
+            a dict with, for the four stages, ``embed_dims`` and ``depths``
+            (blocks after the one of stride 2); ``stem_dims`` and
+            ``stem_depth``, channels and blocks at stride 2; ``down_ratio``,
+            expansion of the blocks of stride 2; and whether LowFormer blocks
+            have ``attention`` and an ``mlp``. Defaults to 'b1'.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (int | Sequence[int]): Stages to return.
+            Defaults to (3, ).
+        pretrain_size (int, optional): Of no effect: no magnitude in this family
+            drifts with the resolution. (The cost per pixel does, by the softmax
+            attention of stages 3 and 4 alone: 7.5 % more FLOPs of b0 at
+            800 x 1344 than at 224 x 224.) Defaults to None.
+        drop_path_rate (float): Rate of the last block, growing linearly from 0.
+            Defaults to 0.05.
+        frozen_stages (int): -1 none, 0 the stem, i up to stage i.
+            Defaults to -1.
+        norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
+        with_cp (bool): Recompute blocks in the backward pass.
+            Defaults to False.
+        init_cfg (dict | list[dict], optional): Initialisation.
+            Defaults to None.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> model = LowFormer('b0', out_indices=(0, 1, 2, 3))
+        >>> [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 96))]
+        [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
+    """
+
+    ARCHS = {
+        'b0': _arch(16, [0, 0, 3, 4], down_ratio=4),
+        'b1': _arch(16, [0, 0, 5, 5]),
+        'b15': _arch(20, [0, 0, 6, 6]),
+        'b2': _arch(24, [0, 0, 6, 6]),
+        'b3': _arch(32, [1, 2, 6, 6], stem_depth=1),
+        'e1': _arch(20, [0, 0, 4, 4], attention=False, mlp=False),
+        'e2': _arch(32, [1, 2, 4, 4], stem_depth=1, attention=False, mlp=False),
+        'e3': _arch(32, [1, 2, 6, 6], stem_depth=1, mlp=False),
+    }
+
+    def __init__(self,
+                 arch: str | dict = 'b1',
+                 in_channels: int = 3,
+                 out_indices: int | Sequence[int] = (3, ),
+                 pretrain_size: int | None = None,
+                 drop_path_rate: float = 0.05,
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
+        super().__init__(arch, in_channels, out_indices, pretrain_size,
+                         frozen_stages, norm_eval, with_cp, init_cfg)
+        settings = self.arch_settings
+        stem_dims = settings['stem_dims']
+        rates = drop_path_rates(drop_path_rate, settings['depths'])
+        self.stem = ConvStem(
+            conv_norm_act(in_channels, stem_dims, 3, 2),
+            *(Residual(fused_block(stem_dims, stem_dims))
+              for _ in range(settings['stem_depth'])))
+        self.stages = nn.ModuleList()
+        in_dims = stem_dims
+        for i in range(self.num_stages):
+            dims = settings['embed_dims'][i]
+            if i in ATTENTION_GRIDS:
+                blocks = [
+                    lowformer_block(dims, *ATTENTION_GRIDS[i], settings['attention'],
+                                    settings['mlp'], rate) for rate in rates[i]]
+            else:
+                blocks = [Residual(fused_block(dims, dims), rate)
+                          for rate in rates[i]]
+            downsample = fused_block(in_dims, dims, 2, settings['down_ratio'])
+            self.stages.append(ConvStage(downsample, blocks, with_cp))
+            in_dims = dims
+        self._freeze_stages()
+
+    def _init_from_scratch(self):
+        init_from_scratch(self)
+
+
+def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: bool,
+                    mlp: bool, drop_path_rate: float) -> nn.Sequential:
+    """Attention, MLP and local convolutions, each added to its input.
+
+    Args:
+        embed_dims (int): Channels C.
+        kernel_size (int): Of the reduction before attention.
+        stride (int): Of the reduction before attention.
+        attention (bool): Whether the block attends.
+        mlp (bool): Whether it has an MLP; attention has a norm only then.
+        drop_path_rate (float): Rate of stochastic depth of every branch.
+
+    Returns:
+        nn.Sequential: (B, C, H, W) -> (B, C, H, W).
+    """
+    branches = OrderedDict()
+    if attention:
+        attn = ConvAttention(embed_dims, kernel_size, stride)
+        branches['attn'] = nn.Sequential(
+            nn.GroupNorm(1, embed_dims), attn) if mlp else attn
+    if mlp:
+        hidden_dims = MLP_RATIO * embed_dims
+        branches['mlp'] = nn.Sequential(
+            nn.GroupNorm(1, embed_dims), PointwiseConv(embed_dims, hidden_dims),
+            nn.GELU(), PointwiseConv(hidden_dims, embed_dims))
+    if embed_dims <= MAX_FUSED_DIMS:
+        # A bias before a norm has no effect, but checkpoints have it
+        branches['local'] = fused_block(embed_dims, embed_dims, bias=True)
+    else:
+        branches['local'] = inverted_block(embed_dims, embed_dims)
+    return nn.Sequential(OrderedDict(
+        (name, Residual(body, drop_path_rate)) for name, body in branches.items()))
+
+
+class ConvAttention(nn.Module):
+    """Softmax attention between two convolutions ("Lowtention").
+
+    A depthwise convolution leads to a coarser grid, a transposed convolution
+    back; the latter is the output projection as well.
+
+    Args:
+        embed_dims (int): Channels C.
+        kernel_size (int): Of the depthwise convolution.
+        stride (int): 1 or 2.
+    """
+
+    def __init__(self, embed_dims: int, kernel_size: int, stride: int):
+        super().__init__()
+        self.num_heads = max(1, embed_dims // 60)
+        self.stride = stride
+        attn_dims = self.num_heads * (embed_dims // self.num_heads // 2)
+        self.reduce = conv_norm_act(embed_dims, embed_dims, kernel_size, stride,
+                                    groups=embed_dims, act=False)
+        self.qkv = PointwiseConv(embed_dims, 3 * attn_dims, bias=False)
+        self.proj = nn.ConvTranspose2d(attn_dims, embed_dims, 2 + stride, stride,
+                                       padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        height, width = x.shape[2:]
+        qkv = self.qkv(self.reduce(x))  # (B, 3E, h, w)
+        rows, columns = qkv.shape[2:]
+        qkv = qkv.flatten(2).unflatten(1, (self.num_heads, 3, -1))
+        query, key, value = qkv.transpose(-1, -2).unbind(2)  # (B, heads, h * w, d)
+        out = F.scaled_dot_product_attention(query, key, value)
+        out = out.transpose(-1, -2).flatten(1, 2).unflatten(-1, (rows, columns))
+        out = self.proj(out)
+        if self.stride == 1:
+            return out
+        # Odd sizes come back one row or column too large. Padding by less than
+        # nothing crops as slicing does, and exports with dynamic sizes.
+        return F.pad(out, (0, width - self.stride * columns,
+                           0, height - self.stride * rows))
+
+    def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
+        """Softmax row of the token, on the reduced grid.
+
+        See :class:`~mm_efficient.models.attention_maps.Mappable`.
+        """
+        qkv = self.qkv(self.reduce(x))[0]  # (3 E, h', w')
+        rows, columns = qkv.shape[1:]
+        query, key, _ = qkv.flatten(1).unflatten(0, (self.num_heads, 3, -1)).unbind(1)
+        index = token.row // self.stride * columns + token.column // self.stride
+        scores = torch.einsum('hd,hdn->hn', query[:, :, index], key)
+        weights = (scores * query.shape[1]**-0.5).softmax(-1)  # (heads, N')
+        pixels = self.stride * token.stride
+        return [AttentionMap('softmax of the token',
+                             weights.unflatten(-1, (rows, columns)),
+                             (rows * pixels, columns * pixels))]

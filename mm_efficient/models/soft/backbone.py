@@ -1,0 +1,459 @@
+"""SOFT: softmax-free transformers with linear complexity.
+
+Papers: https://arxiv.org/abs/2110.11945 (NeurIPS 2021) and
+https://arxiv.org/abs/2207.03341 (IJCV 2024, the normalised family).
+Original: https://github.com/fudan-zvg/SOFT, MIT licence, Zhang Vision Group,
+Fudan University. This file is written from the architecture's description.
+
+What differs from the original, all of it neutral for published weights:
+
+- the attention is evaluated as K (M (K^T v)) in chunks of tokens;
+- the normalised family takes the start factor of its inverse per image, not
+  from the whole batch (the same function for one image);
+- ``pretrain_size`` bounds the landmarks and the sum over tokens, so that the
+  cost is linear in the pixels;
+- for dense prediction the last level is taken behind the final norm, without
+  the class token (the original dense prediction code was not published);
+- small has 7 blocks in stage 3 as in every published table; the 20 of the
+  published factory are the arch ``small_d20``.
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmpretrain.models.utils import MultiheadAttention
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.init import trunc_normal_
+
+from ..attention_maps import AttentionMap, Token, softmax_rows
+from ..base import NUM_STAGES, PyramidBackbone, drop_path_rates, run_blocks
+from ..layers import at_least_float32, autocast_disabled
+from .area_pooling import area_pool
+from .gaussian_attention import gaussian_attention, gaussian_kernel, landmark_kernel
+from .newton_inverse import normalized_inverse, regularized_inverse
+
+HEAD_DIMS = 32
+MLP_RATIO = 4
+STEM_DIMS = 32
+LANDMARK_RATIOS = (8, 4, 2)  # tokens per landmark and side, stages 1 to 3
+VALUE_KERNELS = (9, 5, 3)  # kernel of the value convolution, stages 1 to 3
+POSITION_GRIDS = (56, 28, 14, 7)  # side of the learned position embeddings
+
+
+@MODELS.register_module()
+class SOFT(PyramidBackbone):
+    """Softmax-free transformer, plain or normalised.
+
+    Stages 1 to 3 attend through landmarks with a Gaussian kernel, stage 4 is
+    an ordinary transformer with a class token. A checkpoint fits both families
+    but was trained for one: ``normalized`` has to say which.
+
+    Args:
+        arch (str | dict): 'tiny', 'small', 'medium', 'large', 'huge' or
+            'small_d20' (small as in the published factory), or a dict with
+            ``embed_dims`` (multiples of 32) and ``depths`` of the four stages.
+            Defaults to 'small'.
+        normalized (bool): Whether the landmark inverse is degree-normalised
+            (SOFT-Norm, all published COCO and ADE20K results).
+            Defaults to False.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (int | Sequence[int]): Stages to return.
+            Defaults to (3, ).
+        out_type (str): 'featmap' returns maps; 'cls_token', which needs
+            ``out_indices=(3, )``, the class token as (B, C) for a linear
+            classification head. Defaults to 'featmap'.
+        pretrain_size (int, optional): Image side the weights were trained
+            with, published: 224. If given, larger images get no more landmarks
+            than that size has (they are averaged over a grid), and the sum over
+            tokens is scaled to that size. Defaults to None.
+        drop_path_rate (float): Rate of the last block, growing linearly from 0.
+            Defaults to 0.1.
+        drop_type (str): What the rate means in stages 1 to 3: 'dropout' of
+            single elements, as published, or 'drop_path'. Stage 4 always uses
+            drop path. Defaults to 'dropout'.
+        frozen_stages (int): -1 none, 0 the stem, i up to stage i.
+            Defaults to -1.
+        norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
+        with_cp (bool): Recompute blocks in the backward pass.
+            Defaults to False.
+        init_cfg (dict | list[dict], optional): Initialisation.
+            Defaults to None.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> model = SOFT('tiny', out_indices=(0, 1, 2, 3), pretrain_size=224)
+        >>> [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 96))]
+        [(1, 64, 16, 24), (1, 128, 8, 12), (1, 320, 4, 6), (1, 512, 2, 3)]
+    """
+
+    ARCHS = {
+        'tiny': dict(embed_dims=[64, 128, 320, 512], depths=[1, 2, 3, 2]),
+        'small': dict(embed_dims=[64, 128, 320, 512], depths=[1, 3, 7, 4]),
+        'small_d20': dict(embed_dims=[64, 128, 320, 512], depths=[1, 3, 20, 4]),
+        'medium': dict(embed_dims=[64, 128, 288, 512], depths=[1, 3, 29, 5]),
+        'large': dict(embed_dims=[64, 128, 320, 512], depths=[1, 3, 40, 5]),
+        'huge': dict(embed_dims=[64, 128, 352, 512], depths=[1, 5, 49, 5]),
+    }
+
+    def __init__(self,
+                 arch: str | dict = 'small',
+                 normalized: bool = False,
+                 in_channels: int = 3,
+                 out_indices: int | Sequence[int] = (3, ),
+                 out_type: str = 'featmap',
+                 pretrain_size: int | None = None,
+                 drop_path_rate: float = 0.1,
+                 drop_type: str = 'dropout',
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
+        super().__init__(arch, in_channels, out_indices, pretrain_size,
+                         frozen_stages, norm_eval, with_cp, init_cfg)
+        self._check_choices(out_type, drop_type)
+        self.out_type = out_type
+        self.normalized = normalized
+        dims = self.arch_settings['embed_dims']
+        rates = drop_path_rates(drop_path_rate, self.arch_settings['depths'])
+        element_drop = nn.Dropout if drop_type == 'dropout' else DropPath
+
+        self.stem = nn.Sequential(
+            *_conv_bn_relu(in_channels, STEM_DIMS, 2),
+            *_conv_bn_relu(STEM_DIMS, STEM_DIMS, 1),
+            *_conv_bn_relu(STEM_DIMS, dims[0], 2))
+        self.stages = nn.ModuleList()
+        for i in range(self.num_stages):
+            downsample = nn.Sequential(
+                *_conv_bn_relu(dims[i - 1], dims[i], 2)) if i else nn.Identity()
+            if i == NUM_STAGES - 1:
+                stage, blocks = ClassTokenStage, [
+                    TransformerBlock(dims[i], rate) for rate in rates[i]]
+            else:
+                stage, blocks = SOFTStage, [
+                    SOFTBlock(dims[i], SOFTAttention(
+                        dims[i], LANDMARK_RATIOS[i], VALUE_KERNELS[i], normalized,
+                        pretrain_size and pretrain_size // (4 * 2**i)),
+                        element_drop(rate)) for rate in rates[i]]
+            self.stages.append(stage(dims[i], POSITION_GRIDS[i], downsample, blocks,
+                                     with_cp))
+        if self.num_stages == NUM_STAGES:
+            self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self._freeze_stages()
+
+    def _check_choices(self, out_type: str, drop_type: str):
+        if out_type not in ('featmap', 'cls_token'):
+            raise ValueError("out_type must be 'featmap' or 'cls_token', got "
+                             f'{out_type!r}')
+        if out_type == 'cls_token' and self.out_indices != (3, ):
+            raise ValueError("out_type='cls_token' needs out_indices=(3, ), got "
+                             f'{self.out_indices}')
+        if drop_type not in ('dropout', 'drop_path'):
+            raise ValueError("drop_type must be 'dropout' or 'drop_path', got "
+                             f'{drop_type!r}')
+        if any(dims % HEAD_DIMS for dims in self.feature_channels):
+            raise ValueError(f'embed_dims must be multiples of {HEAD_DIMS}, the '
+                             f'width of a head, got {self.feature_channels}')
+
+    def _level_output(self, index: int, x) -> Tensor:
+        if index < NUM_STAGES - 1:
+            return x
+        class_token, x = x  # (B, C), (B, h, w, C)
+        if self.out_type == 'cls_token':
+            return self.norm(class_token)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+    def _init_from_scratch(self):
+        """Truncated normal linears and embeddings, as published.
+
+        The original creates stages 1 to 3 of the normalised family again after
+        this pass, so their linears keep PyTorch's initialisation.
+        """
+        for i, stage in enumerate(self.stages):
+            for parameter in stage.parameters(recurse=False):
+                trunc_normal_(parameter, std=0.02)
+            if self.normalized and i < NUM_STAGES - 1:
+                continue
+            for module in stage.modules():
+                if isinstance(module, nn.Linear):
+                    trunc_normal_(module.weight, std=0.02)
+                    nn.init.zeros_(module.bias)
+
+
+def _conv_bn_relu(in_dims: int, out_dims: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(in_dims, out_dims, 3, stride, 1), nn.BatchNorm2d(out_dims),
+            nn.ReLU(inplace=True)]
+
+
+class SOFTStage(nn.Module):
+    """Stage 1, 2 or 3: position embedding and SOFT blocks.
+
+    Args:
+        embed_dims (int): Channels C.
+        position_grid (int): Side of the learned position embedding.
+        downsample (nn.Module): Leads from the stage before to this one's grid.
+        blocks (Sequence[nn.Module]): Blocks on (B, h, w, C).
+        with_cp (bool): Recompute blocks in the backward pass.
+    """
+
+    def __init__(self, embed_dims: int, position_grid: int, downsample: nn.Module,
+                 blocks: Sequence[nn.Module], with_cp: bool):
+        super().__init__()
+        self.downsample = downsample
+        self.pos_embed = nn.Parameter(torch.zeros(1, position_grid**2, embed_dims))
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, h, w)."""
+        x = self.downsample(x).permute(0, 2, 3, 1)  # (B, h, w, C)
+        x = x + resize_position(self.pos_embed, x.shape[1:3])
+        x = run_blocks(self.blocks, x, self.with_cp)
+        return x.permute(0, 3, 1, 2)
+
+
+class ClassTokenStage(nn.Module):
+    """Stage 4: class token, position embedding and transformer blocks.
+
+    Args:
+        embed_dims (int): Channels C.
+        position_grid (int): Side of the learned position embedding.
+        downsample (nn.Module): Leads from stage 3 to this one's grid.
+        blocks (Sequence[nn.Module]): Blocks on (B, 1 + N, C).
+        with_cp (bool): Recompute blocks in the backward pass.
+    """
+
+    def __init__(self, embed_dims: int, position_grid: int, downsample: nn.Module,
+                 blocks: Sequence[nn.Module], with_cp: bool):
+        super().__init__()
+        self.downsample = downsample
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, 1 + position_grid**2, embed_dims))
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C_in, H, W) -> class token (B, C) and map (B, h, w, C)."""
+        x = self.downsample(x).permute(0, 2, 3, 1)  # (B, h, w, C)
+        shape = x.shape
+        x = x + resize_position(self.pos_embed[:, 1:], shape[1:3])
+        class_token = self.cls_token + self.pos_embed[:, :1]
+        x = torch.cat([class_token.expand(shape[0], -1, -1), x.flatten(1, 2)], 1)
+        x = run_blocks(self.blocks, x, self.with_cp)  # (B, 1 + N, C)
+        return x[:, 0], x[:, 1:].reshape(shape)
+
+
+def resize_position(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a square position embedding, bilinearly as the original does.
+
+    Args:
+        pos_embed (Tensor): (1, side * side, C).
+        size (Sequence[int]): Rows h and columns w wanted.
+
+    Returns:
+        Tensor: (1, h, w, C), unchanged to the last bit if h = w = side.
+    """
+    side = int(pos_embed.shape[1]**0.5)
+    grid = pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=tuple(size), mode='bilinear',
+                         align_corners=False)
+    return grid.permute(0, 2, 3, 1)
+
+
+class SOFTAttention(nn.Module):
+    """Gaussian-kernel attention through landmarks, and a value convolution.
+
+    There is no key projection: keys are queries. Heads share the weights that
+    turn queries into landmarks. Everything but the two projections and the
+    convolution is computed in float32 under autocast: the inverse needs it,
+    and sums over all tokens leave the range of float16.
+
+    Args:
+        embed_dims (int): Channels C, heads of 32 channels.
+        landmark_ratio (int): Tokens per landmark and side, r.
+        value_kernel (int): Kernel size of the value convolution.
+        normalized (bool): Use the degree-normalised inverse.
+        pretrain_grid (int, optional): Side of the token grid at pre-training,
+            bounds landmarks and the sum over tokens. None: no bound.
+    """
+
+    float32_only = True  # the inverse leaves the range of float16
+
+    def __init__(self, embed_dims: int, landmark_ratio: int, value_kernel: int,
+                 normalized: bool, pretrain_grid: int | None):
+        super().__init__()
+        self.num_heads = embed_dims // HEAD_DIMS
+        self.inverse = normalized_inverse if normalized else regularized_inverse
+        self.pretrain_grid = pretrain_grid
+        self.q = nn.Linear(embed_dims, embed_dims)
+        self.v = nn.Linear(embed_dims, embed_dims)
+        self.landmark_conv = nn.Conv2d(HEAD_DIMS, HEAD_DIMS, landmark_ratio,
+                                       landmark_ratio, bias=False)
+        self.landmark_norm = nn.LayerNorm(HEAD_DIMS)
+        # One filter per head, applied to each of its channels
+        self.value_conv = nn.Conv2d(self.num_heads, self.num_heads, value_kernel,
+                                    padding=value_kernel // 2,
+                                    groups=self.num_heads, bias=False)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        query = self.q(x) * HEAD_DIMS**-0.25
+        value = self.v(x)
+        local = self._convolve(value)
+        with autocast_disabled(x):
+            query, value, local = (at_least_float32(t)
+                                   for t in (query, value, local))
+            out = self._attend(query, value) + local
+            return self.proj(out)
+
+    def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
+        """The token's row of the attention matrix, and its kernel to the landmarks.
+
+        See :class:`~mm_efficient.models.attention_maps.Mappable`. Rows of the
+        attention matrix may be negative.
+        """
+        query = self.q(x) * HEAD_DIMS**-0.25
+        landmarks, inverse = self._landmarks_and_inverse(query)
+        kernel = gaussian_kernel(self._split_heads(query), landmarks)[0]
+        own = kernel[:, token.index, None]  # of (heads, N, m) the token's (heads, 1, m)
+        row = own @ inverse[0] @ kernel.transpose(1, 2)  # (heads, 1, N)
+        ratio = self.landmark_conv.stride[0]
+        grid = [size // ratio for size in token.grid]
+        extent = grid[0] * ratio * token.stride, grid[1] * ratio * token.stride
+        if self.pretrain_grid:
+            grid = [min(size, self.pretrain_grid // ratio) for size in grid]
+        return [
+            AttentionMap('attention of the token', row[:, 0].unflatten(-1, token.grid),
+                         token.extent, signed=True),
+            AttentionMap('Gaussian kernel to the landmarks',
+                         own[:, 0].unflatten(-1, grid), extent),
+        ]
+
+    def _attend(self, query: Tensor, value: Tensor) -> Tensor:
+        landmarks, inverse = self._landmarks_and_inverse(query)
+        out = gaussian_attention(self._split_heads(query), landmarks,
+                                 self._split_heads(value), inverse)
+        return out.transpose(1, 2).reshape(query.shape)
+
+    def _landmarks_and_inverse(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, h, w, C) -> (B, heads, m, d) and (B, heads, m, m)."""
+        landmarks = self._landmarks(query)
+        inverse = self.inverse(landmark_kernel(landmarks))
+        if self.pretrain_grid:
+            tokens = query.shape[1] * query.shape[2]
+            inverse = inverse * (self.pretrain_grid**2 / tokens)
+        return landmarks, inverse
+
+    def _landmarks(self, query: Tensor) -> Tensor:
+        """One landmark per r x r tokens, (B, h, w, C) -> (B, heads, m, d)."""
+        conv = self.landmark_conv
+        # All heads at once; a remainder of the grid has no landmark, as published
+        landmarks = F.conv2d(query.permute(0, 3, 1, 2),
+                             conv.weight.repeat(self.num_heads, 1, 1, 1),
+                             stride=conv.stride, groups=self.num_heads)
+        landmarks = landmarks.permute(0, 2, 3, 1)  # (B, rows, columns, C)
+        if self.pretrain_grid:
+            bound = self.pretrain_grid // conv.stride[0]
+            rows, columns = landmarks.shape[1:3]
+            landmarks = area_pool(landmarks, _minimum(rows, bound),
+                                  _minimum(columns, bound))
+        return F.gelu(self.landmark_norm(self._split_heads(landmarks)))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, heads, h * w, d)."""
+        return x.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _convolve(self, value: Tensor) -> Tensor:
+        weight = self.value_conv.weight.repeat_interleave(HEAD_DIMS, 0)  # (C, 1, k, k)
+        out = F.conv2d(value.permute(0, 3, 1, 2), weight,
+                       padding=self.value_conv.padding, groups=value.shape[-1])
+        return out.permute(0, 2, 3, 1)
+
+
+def _minimum(size: int, bound: int) -> int:
+    """``min`` that keeps a size symbolic while exporting with dynamic sizes."""
+    if isinstance(size, torch.SymInt):
+        return torch.sym_min(size, bound)
+    if isinstance(size, Tensor):  # while tracing to TorchScript
+        return size.clamp(max=bound)
+    return min(size, bound)
+
+
+class SOFTBlock(nn.Module):
+    """Post-norm block of stages 1 to 3.
+
+    Args:
+        embed_dims (int): Channels C.
+        attn (nn.Module): Attention on (B, h, w, C).
+        drop (nn.Module): Dropout or drop path of both branches.
+    """
+
+    def __init__(self, embed_dims: int, attn: nn.Module, drop: nn.Module):
+        super().__init__()
+        self.attn = attn
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.mlp = Mlp(embed_dims, nn.GELU('tanh'))
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        x = self.norm1(x + self.drop(self.attn(x)))
+        return self.norm2(x + self.drop(self.mlp(x)))
+
+
+class ClassTokenAttention(MultiheadAttention):
+    """Softmax attention between a class token, which comes first, and all others."""
+
+    def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
+        """Softmax rows of the token and of the class token.
+
+        See :class:`~mm_efficient.models.attention_maps.Mappable`.
+        """
+        rows = softmax_rows(self, x, [1 + token.index, 0])[..., 1:]
+        of_token, of_class = rows.unflatten(-1, token.grid).unbind(1)
+        return [AttentionMap('softmax of the token', of_token, token.extent),
+                AttentionMap('softmax of the class token', of_class, token.extent,
+                             by_token=False)]
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm softmax block of stage 4.
+
+    Args:
+        embed_dims (int): Channels C, heads of 32 channels.
+        drop_path_rate (float): Rate of stochastic depth.
+    """
+
+    def __init__(self, embed_dims: int, drop_path_rate: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.attn = ClassTokenAttention(embed_dims, embed_dims // HEAD_DIMS)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.mlp = Mlp(embed_dims, nn.GELU())
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Mlp(nn.Module):
+    """Two linears with an activation between, hidden width 4 C."""
+
+    def __init__(self, embed_dims: int, act: nn.Module):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, MLP_RATIO * embed_dims)
+        self.act = act
+        self.fc2 = nn.Linear(MLP_RATIO * embed_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(self.act(self.fc1(x)))

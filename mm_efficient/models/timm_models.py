@@ -1,0 +1,139 @@
+"""Our backbones by timm's interface, as ``mm_<variant>``.
+
+``timm.create_model('mm_soft_small', features_only=True)`` gives what timm's own
+models give: a list of maps, and ``feature_info`` about them. The prefix tells them
+from timm's own SwiftFormer and LowFormer.
+"""
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from timm.models import FeatureInfo, register_model
+from torch import Tensor, nn
+
+from ..weights.download import published_weights
+from ..weights.family import FAMILIES, CheckpointError
+from ..weights.loading import load_pretrained, match_state_dict
+from .base import NUM_STAGES, PyramidBackbone
+
+__all__ = ['FeaturePyramid']
+
+PREFIX = 'mm_'
+
+
+class FeaturePyramid(nn.Module):
+    """A backbone with the interface of timm's models with ``features_only=True``.
+
+    Args:
+        backbone (PyramidBackbone): The backbone.
+
+    Attributes:
+        feature_info (FeatureInfo): Channels, reductions and names of the outputs.
+    """
+
+    def __init__(self, backbone: PyramidBackbone):
+        super().__init__()
+        self.backbone = backbone
+        self.feature_info = FeatureInfo(
+            [dict(num_chs=channels, reduction=4 * 2**i, module=f'backbone.stages.{i}')
+             for i, channels in enumerate(backbone.feature_channels)],
+            backbone.out_indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps of (B, C_i, ceil(H / s_i), ceil(W / s_i)) of images (B, C, H, W)."""
+        return list(self.backbone(x))
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True,
+                        assign: bool = False):
+        """As of PyTorch, and the backbone's part of a classifier or detector.
+
+        So ``timm.create_model(..., checkpoint_path=FILE)`` takes what
+        ``tools/model_converters/convert.py`` writes.
+
+        Args:
+            state_dict (dict[str, Tensor]): Weights.
+            strict (bool): Whether they have to fit. Defaults to True.
+            assign (bool): Use the tensors themselves. Defaults to False.
+
+        Raises:
+            CheckpointError: If ``strict`` and they do not fit.
+        """
+        if not strict:
+            return super().load_state_dict(state_dict, False, assign)
+        weights = match_state_dict(self.backbone, state_dict, 'the state dict')
+        return self.backbone.load_state_dict(weights, False, assign)
+
+
+def _entrypoint(variant: str, backbone_cfg: Mapping) -> Callable[..., FeaturePyramid]:
+    """What ``timm.create_model`` calls, with the arguments it always passes."""
+
+    def create(pretrained: bool = False,
+               pretrained_cfg: Mapping | None = None,
+               pretrained_cfg_overlay: Mapping | None = None,
+               cache_dir: str | Path | None = None,
+               features_only: bool = False,
+               out_indices: int | Sequence[int] | None = None,
+               in_chans: int = 3,
+               drop_path_rate: float | None = None):
+        if not features_only:
+            raise ValueError(
+                f'{PREFIX}{variant} is a backbone for timm: pass features_only=True. '
+                "Classifiers come from mmpretrain.get_model")
+        if isinstance(pretrained_cfg, str):
+            raise ValueError(f'{PREFIX}{variant} has no tags, got {pretrained_cfg!r}')
+        settings = dict(backbone_cfg, in_channels=in_chans,
+                        out_indices=_stages(out_indices))
+        if drop_path_rate is not None:
+            settings.update(drop_path_rate=drop_path_rate)
+        weights = {**(pretrained_cfg or {}), **(pretrained_cfg_overlay or {})}
+        source = _source(variant, weights.get('file')) if pretrained else None
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            backbone = MODELS.build(settings)
+        _init_weights(backbone)
+        if source:
+            load_pretrained(backbone, source)
+        return FeaturePyramid(backbone)
+
+    create.__name__ = create.__qualname__ = f'{PREFIX}{variant}'
+    return create
+
+
+def _stages(out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
+    """As timm counts: None is all, a number the last ones, negative from the end."""
+    stages = range(NUM_STAGES)
+    if out_indices is None:
+        return tuple(stages)
+    if isinstance(out_indices, int):
+        return tuple(stages[-out_indices:])
+    return tuple(i + NUM_STAGES if i < 0 else i for i in out_indices)
+
+
+def _init_weights(backbone: PyramidBackbone):
+    """Without MMEngine's log, which has several lines for every single parameter."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        backbone.init_weights()
+    finally:
+        logger.setLevel(level)
+
+
+def _source(variant: str, file: str | Path | None) -> str:
+    if file:
+        return str(file)
+    if variant in published_weights():
+        return f'published://{variant}'
+    raise CheckpointError(
+        f'no weights of {variant} are known by name: name a file with '
+        "pretrained_cfg_overlay=dict(file='PATH'), or one of the original authors "
+        "with file='published://PATH'")
+
+
+for _family in FAMILIES:
+    for _variant, _backbone in _family.variants.items():
+        _create = _entrypoint(_variant, {**_backbone, **_family.dense})
+        globals()[_create.__name__] = _create  # timm adds the name to __all__
+        register_model(_create)

@@ -1,0 +1,243 @@
+"""Published state dicts to ours: the part that every family shares.
+
+A :class:`~.family.Family` recognises its published tensors and names, for every
+tensor of our model, the published tensors it is made of. Everything else happens here:
+finding the weights inside the file, checking that each published tensor is used, and
+checking the result against the model that the registry builds.
+"""
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ..files import config_files
+from ..version import __version__
+from .family import FAMILIES, CheckpointError, Family, Layout, Source, Tensors
+from .matching import list_some, nested_state_dicts, strip_wrappers
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Result of :func:`convert_checkpoint`.
+
+    Args:
+        family (str): Family name.
+        arch (str): A key of the backbone's ``ARCHS``.
+        state_dict (dict[str, Tensor]): Weights of the ``ImageClassifier``,
+            keys ``backbone.*`` and ``head.*``.
+        meta (dict): Origin of the weights, for the checkpoint file.
+        report (str): The same for people, with the configs that fit.
+    """
+
+    family: str
+    arch: str
+    state_dict: dict[str, Tensor]
+    meta: dict
+    report: str
+
+    @property
+    def checkpoint(self) -> dict:
+        """An MMEngine checkpoint, ``dict(meta=..., state_dict=...)``."""
+        return dict(meta=self.meta, state_dict=self.state_dict)
+
+
+def convert_checkpoint(checkpoint: Mapping) -> Conversion:
+    """Convert a published checkpoint to the weights of our classifier.
+
+    Args:
+        checkpoint (dict): Content of the published file: a ``state_dict``,
+            alone or nested under ``state_dict_ema``, ``model``, ...
+
+    Returns:
+        Conversion: Weights that ``ImageClassifier`` loads with
+        ``strict=True``. Tensors are copies and keep their type.
+
+    Raises:
+        CheckpointError: The content is no checkpoint, is of no known family,
+            is converted already, or does not fit the model tensor by tensor.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(
+            'expected a dict of tensors, alone or nested, got '
+            f'{type(checkpoint).__name__}; pass the file that the authors '
+            'published')
+    _refuse_our_own(checkpoint)
+    family, layout, entry, tensors = _recognise(checkpoint)
+    model = _build_on_meta(layout.model)
+    what = f'{family.name} {layout.arch} in {entry}'
+    state_dict, dropped = _convert(layout, tensors, model.state_dict(), what)
+    origin = dict(
+        family=family.name,
+        arch=layout.arch,
+        layout=layout.layout,
+        entry=entry,
+        converter=__version__)
+    return Conversion(
+        family=family.name,
+        arch=layout.arch,
+        state_dict=state_dict,
+        meta=dict(mm_efficient=origin),
+        report=_report(origin, layout, state_dict, dropped,
+                       sum(p.numel() for p in model.parameters())))
+
+
+def _refuse_our_own(checkpoint: Mapping):
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping):
+        return
+    if 'mm_efficient' in meta:
+        origin = meta['mm_efficient']
+        raise CheckpointError(
+            f'already converted ({origin["family"]} {origin["arch"]}): use '
+            'the file directly, without converting and without published://')
+    if 'mmengine_version' in meta:
+        raise CheckpointError(
+            'this checkpoint was written by MMEngine, not published by the '
+            "authors of a model: use it directly (--resume, load_from or "
+            "init_cfg=dict(type='Pretrained', ...)), without published://")
+
+
+def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tensor]]:
+    """Find the family, and in the file the weights that it prefers."""
+    found = {
+        '.'.join(path) or 'top level': strip_wrappers(tensors)
+        for path, tensors in nested_state_dicts(checkpoint)
+    }
+    if not found:
+        raise CheckpointError(
+            f'holds no tensors; its keys are {list_some(checkpoint)}. Pass the '
+            'file that the authors published')
+    matches = {}
+    for entry, tensors in found.items():
+        for family in FAMILIES:
+            layout = family.recognise(tensors)
+            if layout is not None:
+                matches.setdefault(family.name, []).append(
+                    (family, layout, entry, tensors))
+    if not matches:
+        _raise_unknown(found)
+    if len(matches) > 1:
+        raise CheckpointError(
+            f'holds weights of several families ({", ".join(matches)}); pass '
+            'a file with one of them')
+    (candidates,) = matches.values()
+    order = candidates[0][0].entries
+
+    def rank(candidate):
+        parts = candidate[2].split('.')
+        return min(
+            (order.index(part) for part in parts if part in order),
+            default=len(order))
+
+    return min(candidates, key=rank)
+
+
+def _raise_unknown(found: Mapping[str, Tensors]):
+    entry, tensors = max(found.items(), key=lambda item: len(item[1]))
+    if 'head.fc.weight' in tensors:
+        raise CheckpointError(
+            f'the keys in {entry} are those of an OpenMMLab classifier '
+            'already: use the file directly, without published://')
+    known = ', '.join(sorted(family.name for family in FAMILIES))
+    raise CheckpointError(
+        f'of no known family (known: {known}). {entry} has {len(tensors)} '
+        f'tensors: {list_some(tensors)}. Pass the file that the authors of one of '
+        'these families published')
+
+
+def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str
+             ) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Make every tensor of our model; use or explicitly drop every source.
+
+    Args:
+        layout (Layout): What the family has recognised.
+        tensors (dict[str, Tensor]): Published tensors.
+        targets (dict[str, Tensor]): Our ``state_dict`` on the meta device.
+        what (str): Name of the weights in error messages.
+
+    Returns:
+        tuple[dict, dict]: Our ``state_dict``, and dropped key -> reason.
+    """
+    state_dict, missing, wrong, used = {}, [], [], set()
+    for target, expected in targets.items():
+        source = layout.sources(target)
+        used.update(source.keys)
+        absent = [key for key in source.keys if key not in tensors]
+        missing += absent
+        if absent:
+            continue
+        value, fault = _make(source, tensors, expected)
+        if fault:
+            wrong.append(f'{" + ".join(source.keys)} ({fault})')
+        state_dict[target] = value
+    dropped = {
+        key: reason
+        for key in tensors if key not in used
+        for pattern, reason in layout.ignored.items()
+        if re.fullmatch(pattern, key)
+    }
+    unknown = [key for key in tensors if key not in used | dropped.keys()]
+    faults = [f'{len(names)} {title}: {list_some(names)}' for title, names in (
+        ('missing', missing), ('unknown', unknown), ('unusable', wrong)
+    ) if names]
+    if faults:
+        raise CheckpointError(
+            f'{what} does not fit our model; {"; ".join(faults)}. Nothing was '
+            'converted; get the complete file that the authors published')
+    return state_dict, dropped
+
+
+def _make(source: Source, tensors: Tensors, expected: Tensor
+          ) -> tuple[Tensor | None, str | None]:
+    """Return (tensor of ours, what is wrong with it or None)."""
+    parts = [tensors[key].detach() for key in source.keys]
+    try:
+        value = source.make(*parts)
+    except RuntimeError:  # the parts do not go together
+        shapes = ' + '.join(str(tuple(part.shape)) for part in parts)
+        return None, f'expected {tuple(expected.shape)}, got {shapes}'
+    if expected.ndim == 0 and value.shape == (1, ):
+        value = value[0]  # as load_state_dict does, for old files
+    # A clone, since a view would drag its whole storage into the file.
+    value = value.clone(memory_format=torch.contiguous_format)
+    if value.shape != expected.shape:
+        return value, (f'expected {tuple(expected.shape)}, got '
+                       f'{tuple(value.shape)}')
+    if value.is_floating_point() != expected.is_floating_point():
+        return value, f'expected {expected.dtype}, got {value.dtype}'
+    if value.is_floating_point() and not value.isfinite().all():
+        return value, 'holds values that are not finite'
+    return value, None
+
+
+def _build_on_meta(config: dict) -> nn.Module:
+    """Build a model that has names, shapes and types but no memory."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'), torch.device('meta'):
+        return MODELS.build(config)
+
+
+def _report(origin: dict, layout: Layout, state_dict: Tensors,
+            dropped: Mapping[str, str], num_parameters: int) -> str:
+    size = sum(t.numel() * t.element_size() for t in state_dict.values())
+    configs = [f'configs/cls/{path.name}' for path in config_files()
+               if path.parent.name == 'cls'
+               and path.stem.rpartition('_')[0] in layout.variants]
+    lines = [
+        f'family     {origin["family"]}',
+        f'arch       {origin["arch"]}',
+        f'source     {origin["layout"]} names, {origin["entry"]}',
+        f'size       {num_parameters:,} parameters, {len(state_dict)} tensors, '
+        f'{size / 2**20:.1f} MiB',
+        f'configs    {", ".join(configs)}',
+    ]
+    lines += [f'dropped    {key}: {why}' for key, why in dropped.items()]
+    lines += [f'note       {note}' for note in layout.notes]
+    num_classes = layout.model['head']['num_classes']
+    if num_classes != 1000:
+        lines.append('note       set model.head.num_classes='
+                     f'{num_classes} in the config')
+    return '\n'.join(lines)

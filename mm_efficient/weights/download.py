@@ -1,0 +1,119 @@
+"""Published weights on the network, fetched once to a cache."""
+import hashlib
+import http.client
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, is_main_process
+
+from .family import FAMILIES, CheckpointError
+
+HUB_FILE = 'model.safetensors'
+
+
+def online_address(name: str) -> str | None:
+    """Address of weights that are known by name.
+
+    Args:
+        name (str): One of the names that the families list, such as
+            'ecoformer_pvt_b0', or 'timm/' and a model of timm with its tag.
+
+    Returns:
+        str | None: What :func:`fetch` takes; None if ``name`` is not known.
+    """
+    if re.fullmatch(r'timm/[\w.-]+', name):
+        return name
+    return published_weights().get(name)
+
+
+def published_weights() -> dict[str, str]:
+    """Names of all weights whose addresses are known, and the addresses."""
+    return {name: address for family in FAMILIES
+            for name, address in family.downloads.items()}
+
+
+def fetch(address: str) -> Path:
+    """Path of a downloaded file, from the cache if it is there already.
+
+    In distributed runs one process downloads. The file is checked where its hash
+    is known: from the hub, and from names that end with ``-`` and at least 8 digits
+    of the SHA-256, as those of torchvision and OpenMMLab do.
+
+    Args:
+        address (str): http(s) address, or 'timm/' and a model of timm with its tag.
+
+    Returns:
+        Path: In PyTorch's hub folder or the cache of huggingface_hub.
+
+    Raises:
+        CheckpointError: It cannot be downloaded, or its hash is wrong; then
+            nothing is left in the cache.
+    """
+    get = _from_hub if address.startswith('timm/') else _from_url
+    if is_main_process():
+        get(address)
+    barrier()
+    return get(address)  # machines that do not share the cache download here
+
+
+def discard(path: Path):
+    """Remove a file that :func:`fetch` gave, so that it is fetched again."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _from_url(url: str) -> Path:
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    name = Path(urlparse(url).path).name or 'checkpoint'
+    # Equal file names of different addresses are different files
+    path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(
+                url, str(path), progress=is_main_process())
+        except (OSError, http.client.HTTPException) as error:
+            raise CheckpointError(
+                f'{url}: cannot be downloaded ({error}); check the address and '
+                'the connection, or download the file and pass its path') from error
+    hashed = re.search(r'-([0-9a-f]{8,64})\.\w+$', name)
+    return _checked(path, url, hashed[1] if hashed else '')
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+    try:
+        path = Path(hf_hub_download(name, HUB_FILE))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().split('\n')[0]
+        known = ', '.join(address for address in published_weights().values()
+                          if address.startswith('timm/'))
+        raise CheckpointError(
+            f'{name}: cannot be fetched from the Hugging Face hub ({reason}). '
+            f'Check the connection and the name (known: {known}), or download '
+            f'{HUB_FILE} and pass its path') from error
+    # In the cache large files are links to files named by their SHA-256
+    blob = path.resolve().name
+    return _checked(path, name, blob if re.fullmatch('[0-9a-f]{64}', blob) else '')
+
+
+def _checked(path: Path, address: str, expected: str) -> Path:
+    actual = sha256(path) if expected else ''
+    if not actual.startswith(expected):
+        discard(path)
+        raise CheckpointError(
+            f'{address}: expected a file with SHA-256 {expected}, got {actual}. The '
+            'download has been removed; try again')
+    return path

@@ -1,0 +1,157 @@
+"""Loading pretrained weights completely or not at all."""
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from .family import CheckpointError
+from .matching import (
+    Mismatch,
+    compare_state_dicts,
+    nested_state_dicts,
+    strip_wrappers,
+)
+from .reading import read_untrusted
+
+
+def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
+                    map_location: str = 'cpu'):
+    """Load ``init_cfg=dict(type='Pretrained', ...)`` of a backbone.
+
+    MMEngine's own loading only warns about what does not fit, and without
+    ``prefix`` would load nothing of a classifier's checkpoint. Here the
+    backbone's part is found, and has to fit.
+
+    Args:
+        backbone (PyramidBackbone): Receives the weights.
+        checkpoint (str): See :func:`match_pretrained`.
+        prefix (str, optional): See :func:`match_pretrained`. Defaults to None.
+        map_location (str): Device to read the file to. Defaults to 'cpu'.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape.
+    """
+    state_dict = match_pretrained(backbone, checkpoint, prefix, map_location)
+    backbone.load_state_dict(state_dict, strict=False)
+    print_log(
+        f'{type(backbone).__name__}: loaded {len(state_dict)} tensors from '
+        f'{checkpoint}', logger='current')
+
+
+def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
+                     map_location: str = 'cpu') -> dict[str, Tensor]:
+    """Read the weights of a backbone from a file, and check that they fit.
+
+    Args:
+        backbone (PyramidBackbone): What the weights are for, not changed.
+        checkpoint (str): Any MMEngine checkpoint URI, ``published://`` included.
+        prefix (str, optional): Part of the file that holds the backbone.
+            Defaults to None: ``'backbone.'`` if there is such a part, else
+            the whole file.
+        map_location (str): Device to read the file to. Defaults to 'cpu'.
+
+    Returns:
+        dict[str, Tensor]: The weights, by the backbone's own names.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape.
+    """
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f'{checkpoint}: expected a dict of tensors, got '
+            f'{type(loaded).__name__}; pass a checkpoint file')
+    return match_state_dict(
+        backbone, loaded.get('state_dict', loaded), checkpoint, prefix)
+
+
+def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
+                     source: Any, prefix: str | None = None) -> dict[str, Tensor]:
+    """Find the weights of a backbone in a state dict, and check that they fit.
+
+    Tensors may be left over only where the backbone lacks the module, such as
+    a stage behind the last of ``out_indices``; and may be missing only where
+    the backbone says so by ``DENSE_ONLY``. A backbone that can use weights of a
+    related form has a method ``adapt_weights``.
+
+    Args:
+        backbone (PyramidBackbone): What the weights are for, not changed.
+        state_dict (Mapping[str, Tensor]): Weights of the backbone or of a whole model.
+        source (Any): Where they come from, for messages.
+        prefix (str, optional): See :func:`match_pretrained`. Defaults to None.
+
+    Returns:
+        dict[str, Tensor]: The weights, by the backbone's own names.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape.
+    """
+    weights = _select(state_dict, prefix)
+    if hasattr(backbone, 'adapt_weights'):
+        weights = backbone.adapt_weights(weights)
+    found = compare_state_dicts(backbone.state_dict(), weights)
+    mismatch = Mismatch(
+        [key for key in found.missing
+         if not any(re.fullmatch(pattern, key) for pattern in backbone.DENSE_ONLY)],
+        [key for key in found.unexpected if _has_module(backbone, key)],
+        found.reshaped)
+    if mismatch:
+        raise CheckpointError(
+            f'{source} does not fit {type(backbone).__name__}; {mismatch}. '
+            'Nothing was loaded. Check arch and prefix; a file of the '
+            'original authors is named published://PATH')
+    return weights
+
+
+def _select(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
+    """The backbone's tensors, without prefixes."""
+    tensors = strip_wrappers(state_dict)
+    if prefix is None:
+        prefix = 'backbone.'
+        if not any(key.startswith(prefix) for key in tensors):
+            return tensors
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    return {key[len(prefix):]: value for key, value in tensors.items()
+            if key.startswith(prefix)}
+
+
+def _has_module(backbone: nn.Module, key: str) -> bool:
+    """Whether the stage, or other direct child, that ``key`` is in exists."""
+    name, *rest = key.split('.')
+    if name == 'stages' and rest and rest[0].isdigit():
+        return int(rest[0]) < len(backbone.stages)
+    return name in dict(backbone.named_children())
+
+
+def load_weights(model: nn.Module, source: str):
+    """Load all weights of any model, such as a teacher, from somebody's file.
+
+    Args:
+        model (nn.Module): Receives the weights.
+        source (str): File (``.pth``, ``.safetensors``) or address of a state dict,
+            alone or nested under ``model``, ``state_dict``, ... Only tensors and
+            plain data are read.
+
+    Raises:
+        CheckpointError: If the file is missing or cannot be read, or a tensor is
+            missing, unexpected or of another shape.
+    """
+    try:
+        content = read_untrusted(source)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    expected = model.state_dict()
+    found = [strip_wrappers(tensors) for _, tensors in nested_state_dicts(content)] \
+        if isinstance(content, Mapping) else []
+    if not found:
+        raise CheckpointError(f'{source} holds no tensors; pass a checkpoint file')
+    mismatches = [compare_state_dicts(expected, tensors) for tensors in found]
+    best = min(range(len(found)), key=lambda i: len(mismatches[i]))
+    if mismatches[best]:
+        raise CheckpointError(
+            f'{source} does not fit {type(model).__name__}; {mismatches[best]}')
+    model.load_state_dict({**expected, **found[best]})

@@ -1,0 +1,181 @@
+"""Reading published files, which nobody vouches for, and writing ours."""
+import argparse
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+
+from ..files import whole_file
+from .conversion import Conversion, convert_checkpoint
+from .download import discard, fetch, online_address, published_weights
+from .family import CheckpointError
+
+SCHEME = 'published://'
+
+
+def convert_file(source: str) -> Conversion:
+    """Read a published checkpoint and convert it.
+
+    Args:
+        source (str): Path, http(s) address, anything else that MMEngine's
+            checkpoint loader takes, or the name of weights whose address is
+            known: a variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or
+            without ``published://``.
+
+    Returns:
+        Conversion: See :func:`convert_checkpoint`.
+
+    Raises:
+        CheckpointError: The file cannot be fetched, read or converted.
+        FileNotFoundError: There is no such file.
+    """
+    source = str(source)
+    source = source[len(SCHEME):] if source.startswith(SCHEME) else source
+    checkpoint = read_untrusted(source)
+    try:
+        return convert_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from None
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
+def load_from_published(filename: str, map_location: Any = None) -> dict:
+    """MMEngine's loader for ``published://``: read, convert, report.
+
+    Args:
+        filename (str): ``published://`` and a source for
+            :func:`convert_file`.
+        map_location (optional): Not used, the weights stay on the CPU and are
+            copied to the model from there. Defaults to None.
+
+    Returns:
+        dict: ``dict(meta=..., state_dict=...)`` of the ``ImageClassifier``.
+    """
+    conversion = convert_file(filename)
+    print_log(f'Converted {filename}\n{conversion.report}', logger='current')
+    return conversion.checkpoint
+
+
+def write_checkpoint(checkpoint: dict, path: str | Path):
+    """Write a checkpoint so that ``path`` is complete or not touched at all.
+
+    Args:
+        checkpoint (dict): Anything that ``torch.save`` takes.
+        path (str | Path): File to write; its folder is created when needed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as draft:
+        torch.save(checkpoint, draft)
+
+
+def read_untrusted(source: str) -> Any:
+    """Read a file without running anything that it contains.
+
+    Args:
+        source (str): Path, http(s) address or anything else that MMEngine's
+            checkpoint loader takes.
+
+    Returns:
+        Any: Its content, on the CPU.
+
+    Raises:
+        CheckpointError: The file cannot be fetched or read.
+        FileNotFoundError: There is no such file.
+    """
+    if re.match('https?://', source):
+        return _read_online(source)
+    if '://' in source:
+        with _untrusted(source):
+            return CheckpointLoader.load_checkpoint(source, 'cpu')
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_file(path, source)
+    address = online_address(source)
+    if address is not None:
+        return _read_online(address)
+    raise FileNotFoundError(
+        f'{source}: no such file, nor weights known by this name (known: '
+        f'{", ".join(published_weights())}, timm/MODEL.TAG)')
+
+
+def _read_online(address: str) -> Any:
+    path = fetch(address)
+    try:
+        return _read_file(path, address)
+    except CheckpointError as error:
+        discard(path)
+        raise CheckpointError(
+            f'{error}. The download has been removed; try again') from None
+
+
+def _read_file(path: Path, name: str) -> Any:
+    with _untrusted(name):
+        if path.suffix == '.safetensors':
+            return _read_safetensors(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            'reading .safetensors needs the package safetensors: '
+            'pip install safetensors') from error
+    return load_file(path)
+
+
+@contextmanager
+def _untrusted(name: str) -> Iterator[None]:
+    """Open a file without running anything that it contains.
+
+    Every ``torch.load`` inside accepts tensors and plain data only. Training
+    scripts store their arguments beside the weights, hence
+    ``argparse.Namespace`` is accepted too, from PyTorch 2.5 on.
+
+    Raises:
+        CheckpointError: The file cannot be read, with ``name`` and the reason.
+    """
+    allow = getattr(torch.serialization, 'safe_globals', None)
+    variable = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(variable)
+    os.environ[variable] = '1'
+    try:
+        with allow([argparse.Namespace]) if allow else nullcontext():
+            yield
+    except (FileNotFoundError, PermissionError, ImportError):
+        raise
+    except Exception as error:  # a damaged file can fail in any way
+        raise CheckpointError(f'{name}: {_why_unreadable(error)}') from error
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def _why_unreadable(error: Exception) -> str:
+    refused = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class) '
+                        r'(\S+)', str(error))
+    if refused is None:
+        # PyTorch goes on with a page of general advice, of no use here
+        detail = str(error).split('Weights only load failed')[0]
+        detail = ' '.join(f'{type(error).__name__} {detail}'.split())
+        return ('not a checkpoint, or only a part of one; get the file again '
+                f'({textwrap.shorten(detail, 120)})')
+    kind = refused[1].rstrip('.')
+    if kind.startswith('mmengine.'):
+        return ('was written by MMEngine, not published by the authors of a '
+                'model: use it directly, without published://')
+    return (f'holds a Python object of type {kind}, and an untrusted file may '
+            'hold only tensors and plain data. If you trust its origin, save '
+            'the weights alone: torch.save(torch.load(path, '
+            "weights_only=False)['state_dict'], 'weights.pth')")
