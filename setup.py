@@ -36,7 +36,10 @@ ONEDL = [
 ]
 ONNX = ['onnx', 'onnxruntime', 'onnxscript']
 COREML = ['coremltools>=9.0']
-DEV = ONNX + ['pre-commit', 'pytest', 'ruff', 'tensorboard']
+DEV = ONNX + [
+    'import-linter', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist', 'ruff',
+    'tensorboard', 'types-PyYAML'
+]
 
 
 class BuildWithMim(build_py):

@@ -34,7 +34,7 @@ except ModuleNotFoundError as error:
 EXTENSION = 'mmcv._ext'
 
 
-def apply():
+def apply() -> None:
     """Apply every repair this environment needs; calling it twice is fine."""
     if FINDER not in sys.meta_path:
         # Last: whatever else can find a compiled extension is asked before.
@@ -248,7 +248,7 @@ def _missing_operator(name):
     if name.startswith('__'):  # Python's own probing, e.g. for __path__
         raise AttributeError(f'module {EXTENSION!r} has no attribute {name!r}')
 
-    def call(*args, **kwargs):
+    def call(*args, **kwargs) -> None:
         raise NotImplementedError(
             f'The mmcv operator {name!r} is not among those that torchvision '
             f'provides. {_INSTALL_HINT}')
@@ -328,7 +328,7 @@ def load_from_local(filename, map_location):
     return torch.load(filename, map_location=map_location, weights_only=False)
 
 
-def repair_checkpoint_loading():
+def repair_checkpoint_loading() -> None:
     """Replace MMEngine's loader for local files by :func:`load_from_local`."""
     CheckpointLoader.register_scheme(
         prefixes='', loader=load_from_local, force=True)

@@ -65,7 +65,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def check_output(path: str | Path, suffixes: Sequence[str]):
+def check_output(path: str | Path, suffixes: Sequence[str]) -> None:
     """Check, before any work, that a file can be written.
 
     Args:

@@ -6,7 +6,7 @@ from .files import configs_folder
 LISTING = '_register_mmpretrain_models'  # what every look-up of ModelHub calls first
 
 
-def register_classifiers():
+def register_classifiers() -> None:
     """Let ``mmpretrain.list_models`` and ``mmpretrain.get_model`` find our classifiers.
 
     Nothing is read before the first look-up: parsing the metafile takes a good part
@@ -31,14 +31,14 @@ class _Listing:
         self.register_theirs = register_theirs
         self.done = False
 
-    def __call__(self):
+    def __call__(self) -> None:
         self.register_theirs()
         if not self.done:
             self.done = True  # registering a model twice is an error
             _register_metafile()
 
 
-def _register_metafile():
+def _register_metafile() -> None:
     """Classification alone: MMPretrain could not build the other models."""
     configs = configs_folder()
     metafile = configs / 'cls' / 'metafile.yml'

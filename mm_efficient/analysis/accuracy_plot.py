@@ -60,7 +60,7 @@ def _kind(row: dict) -> str:
     return f'{row["mode"]} {row["dtype"]}'
 
 
-def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool):
+def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool) -> None:
     """Points on a logarithmic axis of time, and what their colours mean."""
     groups = {}
     for row in rows:
@@ -79,7 +79,7 @@ def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool):
     axes.legend(loc='lower right')
 
 
-def _name_points(axes: Axes, rows: Sequence[dict]):
+def _name_points(axes: Axes, rows: Sequence[dict]) -> None:
     """Write the names of models where nothing is in the way, nearby if possible.
 
     A name that finds no room at any of the distances is left out.

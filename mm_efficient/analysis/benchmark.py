@@ -79,7 +79,7 @@ def make_cases(models: Sequence[str], modes: Sequence[str], dtypes: Sequence[str
             sizes, batches, models, modes, dtypes))
 
 
-def check_plan(plan: Plan):
+def check_plan(plan: Plan) -> None:
     """Find out before anything is measured what cannot be.
 
     Args:
@@ -244,7 +244,7 @@ def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], 
         executables.append(executable)
     turn = itertools.cycle(group)
 
-    def before():
+    def before() -> None:
         wait()
         case = next(turn)
         progress(f'{case.model}: timing {case.mode}, {case.dtype}, {size}')

@@ -112,7 +112,7 @@ class _Run(nn.Module):
 class _Unknown(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts the calls of operators that no formula covers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.calls = {}
 

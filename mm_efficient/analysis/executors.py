@@ -79,7 +79,7 @@ class Forward(nn.Module):
             return tuple(tensors_of(self.run(self.model, x)))
 
 
-def check_mode(mode: str):
+def check_mode(mode: str) -> None:
     """Check the name of a mode.
 
     Args:

@@ -223,7 +223,7 @@ def _detect(model: nn.Module, x: Tensor) -> Any:
     return model(x, [DetDataSample(metainfo=_meta(x))], mode='tensor')
 
 
-def _detect_in_regions(model: nn.Module, x: Tensor):
+def _detect_in_regions(model: nn.Module, x: Tensor) -> None:
     """Heads on as many regions as inference keeps at most.
 
     How many there are, and of which level of the pyramid, depends on the image; what

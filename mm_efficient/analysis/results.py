@@ -90,7 +90,7 @@ def hardware(device: str) -> str:
     return names[0] if names else platform.machine()
 
 
-def write_rows(path: str | Path, rows: Sequence[dict], where: dict):
+def write_rows(path: str | Path, rows: Sequence[dict], where: dict) -> None:
     """Write results as CSV or JSON, completely or not at all.
 
     Args:

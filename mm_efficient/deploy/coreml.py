@@ -73,7 +73,7 @@ def export_coreml(model: nn.Module,
         'computes was not checked, only a Mac can run it.', logger='current')
 
 
-def _check_path(path: Path):
+def _check_path(path: Path) -> None:
     if path.suffix != SUFFIX:
         raise InputError(f'a Core ML package is a folder named *{SUFFIX}, got {path}')
     if path.exists() and not (path / MANIFEST).is_file():
@@ -81,7 +81,7 @@ def _check_path(path: Path):
                          'choose another name.')
 
 
-def _check_half(model: nn.Module):
+def _check_half(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, 'float32_only', False):
             raise InputError(
@@ -125,7 +125,8 @@ def _convert(ct: ModuleType, model: nn.Module, x: Tensor, output_names: Sequence
             'backbone to Core ML.') from error
 
 
-def _check_package(ct: ModuleType, path: Path, inputs: set[str], outputs: set[str]):
+def _check_package(ct: ModuleType, path: Path, inputs: set[str],
+                   outputs: set[str]) -> None:
     """Read a package back: has it the right names, and are its weights numbers?"""
     package = ct.models.MLModel(str(path), skip_model_load=True)
     spec = package.get_spec()

@@ -55,7 +55,7 @@ class Export:
     operators: dict[str, int] = field(default_factory=dict)
 
 
-def check_format(format: str, path: str | Path, half: bool = False):
+def check_format(format: str, path: str | Path, half: bool = False) -> None:
     """Check that a format can be written here.
 
     Args:
@@ -202,7 +202,7 @@ def _draft(path: str | Path):
 
 
 def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
-           metadata: dict):
+           metadata: dict) -> None:
     with explain(f'the model cannot be exported to {format}'), torch.no_grad(), \
             warnings.catch_warnings(), \
             contextlib.redirect_stdout(io.StringIO()):  # exporters talk
@@ -220,7 +220,7 @@ def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
 
 
 def _write_onnx(module: nn.Module, path: Path, x: Tensor, static: bool,
-                metadata: dict):
+                metadata: dict) -> None:
     free = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
     program = torch.onnx.export(
         module, (x, ), dynamo=True, verbose=False, dynamic_shapes=free,

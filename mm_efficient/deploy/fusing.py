@@ -266,17 +266,17 @@ class DataFlow(TorchFunctionMode):
                 self.uses[id(tensor)] += 1
         return result
 
-    def _use(self, value: Any):
+    def _use(self, value: Any) -> None:
         for tensor in tensors_of(value):
             if id(tensor) in self.uses:
                 self.uses[id(tensor)] += 1
 
-    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict):
+    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         if not self.inside:
             self._use([*args, kwargs])
         self.inside += 1
 
-    def _leave(self, layer: nn.Module, args: tuple, output: Any):
+    def _leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
         self.inside -= 1
         if self.inside:
             return

@@ -150,7 +150,7 @@ class AdaptiveAverage(nn.Module):
         return adaptive_average(x, *self.size)
 
 
-def make_exportable(model: nn.Module):
+def make_exportable(model: nn.Module) -> None:
     """Replace layers that are exported with known sizes only, by their equals.
 
     Args:

@@ -44,7 +44,7 @@ def _batch(photos: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object],
-              batches: Sequence[Tensor]):
+              batches: Sequence[Tensor]) -> None:
     """Make every part of an untrained model count.
 
     Models begin with branches that are switched off and with norms that do nothing:

@@ -7,7 +7,7 @@ from timm.utils.agc import adaptive_clip_grad
 class _AdaptiveClipping:
     """Clips by timm's function instead of by norm or value."""
 
-    def _clip_grad(self):
+    def _clip_grad(self) -> None:
         adaptive_clip_grad(
             [parameter for group in self.optimizer.param_groups
              for parameter in group['params'] if parameter.grad is not None],

@@ -84,7 +84,7 @@ class BatchResolution:
     was not made by :class:`ResolutionBatchSampler`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.current = None
 
     def __call__(self, results):

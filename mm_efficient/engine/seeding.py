@@ -14,7 +14,7 @@ from mmengine.registry import DATA_SAMPLERS, TRANSFORMS
 from torch.utils.data import Sampler
 
 
-def seed_everything(*entropy):
+def seed_everything(*entropy) -> None:
     """Seed Python, NumPy and PyTorch (every device) from integers.
 
     Args:

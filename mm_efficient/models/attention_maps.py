@@ -65,7 +65,7 @@ class AttentionMap:
     summary_title: str = 'mean of heads'
     by_token: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.values) == 1:
             self.summary_title = f'the only {self.parts}'
         if self.summary is None:

@@ -149,7 +149,7 @@ class PyramidBackbone(BaseBackbone):
         """What is returned for the output ``x`` of stage ``index``."""
         return x
 
-    def _check_input(self, x: Tensor):
+    def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'{type(self).__name__} expects images of shape (B, '
@@ -161,7 +161,7 @@ class PyramidBackbone(BaseBackbone):
                 f'least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels, got '
                 f'{x.shape[2]} x {x.shape[3]} (H x W); resize or pad them')
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """Initialise from scratch, or with the weights ``init_cfg`` names.
 
         Raises:
@@ -186,7 +186,7 @@ class PyramidBackbone(BaseBackbone):
             load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'),
                             cfg.get('map_location', 'cpu'))
 
-    def _init_from_scratch(self):
+    def _init_from_scratch(self) -> None:
         """The family's published initialisation; PyTorch's if not overridden."""
 
     def train(self, mode: bool = True):
@@ -199,7 +199,7 @@ class PyramidBackbone(BaseBackbone):
                     module.eval()
         return self
 
-    def _freeze_stages(self):
+    def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
         frozen = [self.stem, *self.stages[:self.frozen_stages]]
@@ -243,7 +243,7 @@ class PyramidBackbone(BaseBackbone):
         return sum(depths[:stage]) + block + 1, num_layers
 
 
-def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]):
+def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]) -> None:
     """Fit what a model computes from images once, neither trained nor loaded.
 
     EcoFormer's hash functions are of this kind: a backbone with ``is_fitted`` False

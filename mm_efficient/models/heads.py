@@ -65,7 +65,7 @@ class DistilledClsHead(ClsHead):
         return (logits + dist_logits) / 2
 
     @torch.no_grad()
-    def switch_to_deploy(self):
+    def switch_to_deploy(self) -> None:
         """Make norm and classifiers one linear layer, for inference.
 
         The average over positions in between does not mind the order.

@@ -110,7 +110,7 @@ def _stages(out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
     return tuple(i + NUM_STAGES if i < 0 else i for i in out_indices)
 
 
-def _init_weights(backbone: PyramidBackbone):
+def _init_weights(backbone: PyramidBackbone) -> None:
     """Without MMEngine's log, which has several lines for every single parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level

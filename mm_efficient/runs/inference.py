@@ -112,7 +112,7 @@ class Predictor:
         cfg.visualizer = dict(type=type(self.visualizer).__name__)
         self.inferencer = self._build(cfg, checkpoint, device)
 
-    def _build(self, cfg: Config, checkpoint: str, device: str):
+    def _build(self, cfg: Config, checkpoint: str, device: str) -> None:
         raise NotImplementedError
 
     def predict(self, path: str | Path) -> BaseDataElement:
@@ -146,7 +146,8 @@ class Predictor:
         """The same in a few words."""
         raise NotImplementedError
 
-    def draw(self, path: str | Path, sample: BaseDataElement, out_file: str | Path):
+    def draw(self, path: str | Path, sample: BaseDataElement,
+             out_file: str | Path) -> None:
         """Draw a prediction into its image.
 
         Args:
@@ -244,7 +245,7 @@ class SegmentPredictor(Predictor):
         shares = list(description['shares'].items())
         return ', '.join(f'{name} {share:.0%}' for name, share in shares[:TOP])
 
-    def save_labels(self, sample: BaseDataElement, out_file: str | Path):
+    def save_labels(self, sample: BaseDataElement, out_file: str | Path) -> None:
         """Write the class of every pixel as an image of numbers.
 
         Args:

@@ -95,7 +95,7 @@ def _records(file: Path) -> list[dict]:
     return records
 
 
-def _add(run: Run, records: list[dict]):
+def _add(run: Run, records: list[dict]) -> None:
     """Continue the curves of a run with what was logged after another start."""
     by_epoch = any('epoch' in record for record in records)
     new, metrics = {}, set()

@@ -33,7 +33,7 @@ def grid_figure(rows: int, columns: int, aspect: float) -> tuple[Figure, np.ndar
 
 
 def show_map(panel: Axes, photo: np.ndarray, values: np.ndarray,
-             extent: Sequence[float], signed: bool = False):
+             extent: Sequence[float], signed: bool = False) -> None:
     """Draw a map over a photograph, every value where it belongs.
 
     Args:
@@ -59,7 +59,7 @@ def show_map(panel: Axes, photo: np.ndarray, values: np.ndarray,
     panel.set_ylim(height - .5, -.5)
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 100):
+def save_figure(figure: Figure, path: str | Path, dpi: int = 100) -> None:
     """Write a figure, completely or not at all.
 
     Args:

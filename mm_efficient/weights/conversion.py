@@ -85,7 +85,7 @@ def convert_checkpoint(checkpoint: Mapping) -> Conversion:
                        sum(p.numel() for p in model.parameters())))
 
 
-def _refuse_our_own(checkpoint: Mapping):
+def _refuse_our_own(checkpoint: Mapping) -> None:
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping):
         return
@@ -136,7 +136,7 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
     return min(candidates, key=rank)
 
 
-def _raise_unknown(found: Mapping[str, Tensors]):
+def _raise_unknown(found: Mapping[str, Tensors]) -> None:
     entry, tensors = max(found.items(), key=lambda item: len(item[1]))
     if 'head.fc.weight' in tensors:
         raise CheckpointError(

@@ -58,7 +58,7 @@ def fetch(address: str) -> Path:
     return get(address)  # machines that do not share the cache download here
 
 
-def discard(path: Path):
+def discard(path: Path) -> None:
     """Remove a file that :func:`fetch` gave, so that it is fetched again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)

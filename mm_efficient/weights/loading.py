@@ -18,7 +18,7 @@ from .reading import read_untrusted
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
-                    map_location: str = 'cpu'):
+                    map_location: str = 'cpu') -> None:
     """Load ``init_cfg=dict(type='Pretrained', ...)`` of a backbone.
 
     MMEngine's own loading only warns about what does not fit, and without
@@ -127,7 +127,7 @@ def _has_module(backbone: nn.Module, key: str) -> bool:
     return name in dict(backbone.named_children())
 
 
-def load_weights(model: nn.Module, source: str):
+def load_weights(model: nn.Module, source: str) -> None:
     """Load all weights of any model, such as a teacher, from somebody's file.
 
     Args:

@@ -64,7 +64,7 @@ def load_from_published(filename: str, map_location: Any = None) -> dict:
     return conversion.checkpoint
 
 
-def write_checkpoint(checkpoint: dict, path: str | Path):
+def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
     """Write a checkpoint so that ``path`` is complete or not touched at all.
 
     Args:

@@ -126,7 +126,7 @@ class EcoFormer(PyramidBackbone):
                     blocks: Sequence[nn.Module]) -> Stage:
         raise NotImplementedError
 
-    def _add_output_norms(self):
+    def _add_output_norms(self) -> None:
         """Norms between the stages and the levels of the pyramid, if any."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ class EcoFormer(PyramidBackbone):
         self._check_fitted()
         return super().forward(x)
 
-    def _init_from_scratch(self):
+    def _init_from_scratch(self) -> None:
         """Published initialisation; the hash functions are left as they are."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -157,7 +157,7 @@ class EcoFormer(PyramidBackbone):
         """Whether the hash functions are fitted; True without any."""
         return self.attention == 'softmax' or bool(self.fitted)
 
-    def _check_fitted(self):
+    def _check_fitted(self) -> None:
         # Reading the buffer waits for the device and breaks graphs: only until set
         if self._known_fitted or self.fitted.is_meta:
             return
@@ -171,7 +171,7 @@ class EcoFormer(PyramidBackbone):
 
     @torch.no_grad()
     def fit(self, images: Tensor | Sequence[Tensor], max_tokens: int = MAX_TOKENS,
-            seed: int = 0, progress: Callable[[], None] | None = None):
+            seed: int = 0, progress: Callable[[], None] | None = None) -> None:
         """Fit the hash functions to images, layer after layer.
 
         What they do is only defined by the weights before them: fit after loading or
@@ -196,7 +196,7 @@ class EcoFormer(PyramidBackbone):
         training = self.training
         self.eval()
 
-        def fit_attention(attention: HashAttention, inputs: Sequence[Tensor]):
+        def fit_attention(attention: HashAttention, inputs: Sequence[Tensor]) -> None:
             attention.fit(inputs, max_tokens, generator)
             if progress is not None:
                 progress()
@@ -334,7 +334,7 @@ class EcoFormerTwins(EcoFormer):
                     blocks: Sequence[nn.Module]) -> Stage:
         return Stage(downsample, blocks, PositionConv(dims), None, self.with_cp)
 
-    def _add_output_norms(self):
+    def _add_output_norms(self) -> None:
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(self.feature_channels[i],
                                                      eps=1e-6))

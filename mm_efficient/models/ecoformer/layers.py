@@ -94,7 +94,7 @@ class HashAttention(nn.Module):
 
     @torch.no_grad()
     def fit(self, inputs: Sequence[Tensor], max_tokens: int,
-            generator: torch.Generator):
+            generator: torch.Generator) -> None:
         """Fit the hash functions.
 
         Args:

@@ -147,7 +147,7 @@ class ConvStage(nn.Module):
         return run_blocks([self.downsample, *self.blocks], x, self.with_cp)
 
 
-def init_from_scratch(model: nn.Module):
+def init_from_scratch(model: nn.Module) -> None:
     """Initialise in place as both families were trained.
 
     Weights of convolutions get a truncated normal distribution of standard

@@ -123,7 +123,7 @@ class ReduceFormer(PyramidBackbone):
             in_dims = dims
         self._freeze_stages()
 
-    def _init_from_scratch(self):
+    def _init_from_scratch(self) -> None:
         init_from_scratch(self)
 
 

@@ -145,7 +145,7 @@ class SOFT(PyramidBackbone):
             self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self._freeze_stages()
 
-    def _check_choices(self, out_type: str, drop_type: str):
+    def _check_choices(self, out_type: str, drop_type: str) -> None:
         if out_type not in ('featmap', 'cls_token'):
             raise ValueError("out_type must be 'featmap' or 'cls_token', got "
                              f'{out_type!r}')
@@ -167,7 +167,7 @@ class SOFT(PyramidBackbone):
             return self.norm(class_token)
         return self.norm(x).permute(0, 3, 1, 2)
 
-    def _init_from_scratch(self):
+    def _init_from_scratch(self) -> None:
         """Truncated normal linears and embeddings, as published.
 
         The original creates stages 1 to 3 of the normalised family again after

@@ -121,7 +121,7 @@ class SwiftFormer(PyramidBackbone):
         key = str(index)
         return self.output_norms[key](x) if key in self.output_norms else x
 
-    def _init_from_scratch(self):
+    def _init_from_scratch(self) -> None:
         """Truncated normal convolutions without bias, as published."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -187,7 +187,7 @@ class ConvBlock(nn.Module):
         """(B, C, h, w) -> (B, C, h, w)."""
         return _add_scaled(x, self.layer_scale, self.mlp(self.dwconv(x)))
 
-    def switch_to_deploy(self):
+    def switch_to_deploy(self) -> None:
         """Make the layer scale part of the MLP, for inference."""
         if self.layer_scale is not None:
             _scale_output(self.mlp.fc2, self.layer_scale)
@@ -219,7 +219,7 @@ class EncoderBlock(nn.Module):
         x = _add_scaled(x, self.attn_scale, self.drop_path(self.attn(x)))
         return _add_scaled(x, self.mlp_scale, self.drop_path(self.mlp(x)))
 
-    def switch_to_deploy(self):
+    def switch_to_deploy(self) -> None:
         """Make the layer scales part of what they scale, for inference."""
         self.local.switch_to_deploy()
         if self.attn_scale is not None:
@@ -303,7 +303,7 @@ def _add_scaled(x: Tensor, scale: Tensor | None, branch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _scale_output(conv: nn.Conv2d, scale: Tensor):
+def _scale_output(conv: nn.Conv2d, scale: Tensor) -> None:
     """Let a convolution multiply its outputs, scale is (C, 1, 1)."""
     conv.weight.mul_(scale[..., None])
     conv.bias.mul_(scale.flatten())

@@ -54,7 +54,8 @@ def test_missing_tensors_are_named_as_published(key, message, published):
 def test_depths_of_no_variant(published):
     tensors = {key: value for key, value in published(VARIANT).items()
                if not key.startswith('network.6.3.')}
-    with pytest.raises(CheckpointError, match=r'blocks per stage \(3, 3, 6, 3\);.*l3 \(4, 4'):
+    with pytest.raises(CheckpointError,
+                       match=r'blocks per stage \(3, 3, 6, 3\);.*l3 \(4, 4'):
         convert_checkpoint(tensors)
 
 
