@@ -18,7 +18,7 @@ class _Companion:
     def __init__(self, module: nn.Module):
         self.module = module
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> '_Companion':
         return self
 
 
@@ -60,7 +60,7 @@ class DistilledClassifier(ImageClassifier):
         super().__init__(backbone, neck, head, pretrained, train_cfg,
                          data_preprocessor, init_cfg)
         self.teacher_cfg = teacher
-        self._teacher = None
+        self._teacher: _Companion | None = None
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Loss against the labels, and against those of the teacher.
@@ -84,7 +84,7 @@ class DistilledClassifier(ImageClassifier):
     def teacher_labels(self, inputs: Tensor) -> Tensor:
         """The teacher's most likely classes, (B, 3, H, W) -> (B, )."""
         if self._teacher is None:
-            teacher = build_teacher(self.teacher_cfg)
+            teacher = build_teacher(self.teacher_cfg or {})
             self._teacher = _Companion(teacher.to(inputs.device))
         return self._teacher.module(inputs, mode='tensor').argmax(1)
 

@@ -35,9 +35,9 @@ class DistilledClsHead(ClsHead):
             loss=loss or dict(type='CrossEntropyLoss'),
             init_cfg=init_cfg or dict(
                 type='TruncNormal', layer='Linear', std=0.02))
-        self.norm = nn.BatchNorm2d(in_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
-        self.fc_dist = nn.Linear(in_channels, num_classes)
+        self.fc_dist: nn.Linear | None = nn.Linear(in_channels, num_classes)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Normalised and averaged last map, (B, C, H, W) -> (B, C)."""

@@ -7,6 +7,7 @@ from timm's own SwiftFormer and LowFormer.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
@@ -46,7 +47,7 @@ class FeaturePyramid(nn.Module):
         return list(self.backbone(x))
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True,
-                        assign: bool = False):
+                        assign: bool = False) -> Any:
         """As of PyTorch, and the backbone's part of a classifier or detector.
 
         So ``timm.create_model(..., checkpoint_path=FILE)`` takes what
@@ -76,7 +77,7 @@ def _entrypoint(variant: str, backbone_cfg: Mapping) -> Callable[..., FeaturePyr
                features_only: bool = False,
                out_indices: int | Sequence[int] | None = None,
                in_chans: int = 3,
-               drop_path_rate: float | None = None):
+               drop_path_rate: float | None = None) -> FeaturePyramid:
         if not features_only:
             raise ValueError(
                 f'{PREFIX}{variant} is a backbone for timm: pass features_only=True. '

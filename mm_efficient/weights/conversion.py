@@ -111,7 +111,7 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
         raise CheckpointError(
             f'holds no tensors; its keys are {list_some(checkpoint)}. Pass the '
             'file that the authors published')
-    matches = {}
+    matches: dict[str, list] = {}
     for entry, tensors in found.items():
         for family in FAMILIES:
             layout = family.recognise(tensors)
@@ -127,7 +127,7 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
     (candidates,) = matches.values()
     order = candidates[0][0].entries
 
-    def rank(candidate):
+    def rank(candidate: tuple) -> int:
         parts = candidate[2].split('.')
         return min(
             (order.index(part) for part in parts if part in order),
@@ -162,7 +162,8 @@ def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str
     Returns:
         tuple[dict, dict]: Our ``state_dict``, and dropped key -> reason.
     """
-    state_dict, missing, wrong, used = {}, [], [], set()
+    state_dict: dict[str, Tensor] = {}
+    missing, wrong, used = [], [], set[str]()
     for target, expected in targets.items():
         source = layout.sources(target)
         used.update(source.keys)
@@ -171,9 +172,10 @@ def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str
         if absent:
             continue
         value, fault = _make(source, tensors, expected)
-        if fault:
+        if fault or value is None:
             wrong.append(f'{" + ".join(source.keys)} ({fault})')
-        state_dict[target] = value
+        else:
+            state_dict[target] = value
     dropped = {
         key: reason
         for key in tensors if key not in used

@@ -123,7 +123,7 @@ def _has_module(backbone: nn.Module, key: str) -> bool:
     """Whether the stage, or other direct child, that ``key`` is in exists."""
     name, *rest = key.split('.')
     if name == 'stages' and rest and rest[0].isdigit():
-        return int(rest[0]) < len(backbone.stages)
+        return int(rest[0]) < len(list(backbone.get_submodule(name).children()))
     return name in dict(backbone.named_children())
 
 

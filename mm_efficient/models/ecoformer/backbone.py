@@ -25,6 +25,7 @@ size, and ``pretrain_size`` changes nothing. It is global, however: padding take
 """
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -148,7 +149,8 @@ class EcoFormer(PyramidBackbone):
                 fan_out = math.prod(module.kernel_size) * module.out_channels
                 nn.init.normal_(module.weight, 0,
                                 (2 * module.groups / fan_out)**0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     # ------------------------------------------------------------ hash functions
 
@@ -251,7 +253,8 @@ class EcoFormer(PyramidBackbone):
                       'hash functions are not fitted yet', logger='current')
         return weights
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
+                              *args: Any) -> None:
         own = {key: state_dict.pop(key) for key in list(state_dict)
                if key.startswith(prefix)}
         adapted = self.adapt_weights(
@@ -339,6 +342,6 @@ class EcoFormerTwins(EcoFormer):
             self.add_module(f'norm{i}', nn.LayerNorm(self.feature_channels[i],
                                                      eps=1e-6))
 
-    def _level_output(self, index: int, x: Tensor) -> Tensor:
+    def _feature_map(self, index: int, x: Tensor) -> Tensor:
         norm = getattr(self, f'norm{index}')
         return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -48,7 +48,7 @@ def fit_hash_functions(queries: Sequence[Tensor], projection: Tensor,
     size = min(max_tokens, *(query.shape[1] for query in queries))
     centred, targets = [], []
     for query, kernel in zip(queries, kernels):
-        index = slice(None)
+        index: slice | Tensor = slice(None)
         if query.shape[1] > size:
             index = torch.randperm(query.shape[1], generator=generator)[:size]
         centred.append(kernel[:, :, index] - mean[:, None])

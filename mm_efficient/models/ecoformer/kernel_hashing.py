@@ -4,6 +4,8 @@ Queries and keys are one set of vectors, hashed to codes of -1 and +1 by kernel 
 functions; attention weights are products of codes: https://arxiv.org/abs/2209.09004,
 section 3. The hash functions are buffers, fitted once (see `hash_fitting`).
 """
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -62,13 +64,13 @@ class _Sign(Function):
     """Sign, with the gradient of the identity on (-1, 1)."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sign()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, = ctx.saved_tensors
         return grad.masked_fill(x.abs() >= 1, 0)
 

@@ -39,6 +39,9 @@ class HashAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         head_dims = embed_dims // num_heads
+        self.anchors: Tensor
+        self.kernel_mean: Tensor
+        self.projection: Tensor
         self.qk = nn.Linear(embed_dims, embed_dims)
         self.v = nn.Linear(embed_dims, embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
@@ -234,7 +237,7 @@ class Stage(nn.Module):
         """
         maps = [self._enter(x) for x in maps]
         for layer in self._layers():
-            if isinstance(layer, Block):
+            if isinstance(layer, Block) and isinstance(layer.attn, HashAttention):
                 fit_attention(layer.attn, [layer.norm1(x) for x in maps])
             maps = [layer(x) for x in maps]
         return [self._leave(x) for x in maps]

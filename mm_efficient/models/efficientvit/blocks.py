@@ -7,13 +7,12 @@ blocks between the attention modules.
 from collections import OrderedDict
 from collections.abc import Iterable
 
-import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
 from ..base import run_blocks
-from ..layers import PointwiseConv, eager_on_cpu
+from ..layers import PointwiseConv
 
 
 def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1,
@@ -37,7 +36,7 @@ def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1
         ceil(W / stride)).
     """
     bias = not norm if bias is None else bias
-    layers = [
+    layers: list[nn.Module] = [
         PointwiseConv(in_dims, out_dims, bias) if kernel_size == 1 else nn.Conv2d(
             in_dims, out_dims, kernel_size, stride, kernel_size // 2, groups=groups,
             bias=bias)
@@ -112,20 +111,6 @@ class Residual(nn.Module):
         return x + self.drop_path(self.body(x))
 
 
-class ConvStem(nn.Sequential):
-    """Modules from the image to stride 2, in the fastest memory layout.
-
-    On CPUs convolutions are faster with the channels as last dimension in
-    memory. Once the image has that layout, everything behind keeps it.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, ceil(H / 2), ceil(W / 2))."""
-        if eager_on_cpu(x):
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
-
-
 class ConvStage(nn.Module):
     """A block that halves the resolution, then blocks that keep it.
 
@@ -164,4 +149,4 @@ def init_from_scratch(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, Residual) and hasattr(module.body, 'project'):
-            nn.init.zeros_(module.body.project[1].weight)
+            nn.init.zeros_(module.body.get_parameter('project.1.weight'))

@@ -30,14 +30,13 @@ from ..attention_maps import AttentionMap, Token
 from ..base import PyramidBackbone, drop_path_rates
 from ..efficientvit.blocks import (
     ConvStage,
-    ConvStem,
     Residual,
     conv_norm_act,
     fused_block,
     init_from_scratch,
     inverted_block,
 )
-from ..layers import PointwiseConv
+from ..layers import ChannelsLastStem, PointwiseConv
 
 MLP_RATIO = 4
 MAX_FUSED_DIMS = 255  # wider stages have inverted instead of fused local blocks
@@ -116,7 +115,7 @@ class LowFormer(PyramidBackbone):
         settings = self.arch_settings
         stem_dims = settings['stem_dims']
         rates = drop_path_rates(drop_path_rate, settings['depths'])
-        self.stem = ConvStem(
+        self.stem = ChannelsLastStem(
             conv_norm_act(in_channels, stem_dims, 3, 2),
             *(Residual(fused_block(stem_dims, stem_dims))
               for _ in range(settings['stem_depth'])))
@@ -125,7 +124,7 @@ class LowFormer(PyramidBackbone):
         for i in range(self.num_stages):
             dims = settings['embed_dims'][i]
             if i in ATTENTION_GRIDS:
-                blocks = [
+                blocks: list[nn.Module] = [
                     lowformer_block(dims, *ATTENTION_GRIDS[i], settings['attention'],
                                     settings['mlp'], rate) for rate in rates[i]]
             else:

@@ -29,13 +29,17 @@ from ..attention_maps import AttentionMap, Token
 from ..base import PyramidBackbone, drop_path_rates
 from ..efficientvit.blocks import (
     ConvStage,
-    ConvStem,
     Residual,
     conv_norm_act,
     init_from_scratch,
     inverted_block,
 )
-from ..layers import PointwiseConv, at_least_float32, autocast_disabled
+from ..layers import (
+    ChannelsLastStem,
+    PointwiseConv,
+    at_least_float32,
+    autocast_disabled,
+)
 from .reduction_attention import EPS, reduction_attention
 
 ATTENTION_STAGES = (2, 3)
@@ -103,7 +107,7 @@ class ReduceFormer(PyramidBackbone):
         settings = self.arch_settings
         stem_dims = settings['stem_dims']
         rates = drop_path_rates(drop_path_rate, settings['depths'])
-        self.stem = ConvStem(
+        self.stem = ChannelsLastStem(
             conv_norm_act(in_channels, stem_dims, 3, 2),
             *(Residual(separable_block(stem_dims))
               for _ in range(settings['stem_depth'])))
@@ -113,7 +117,8 @@ class ReduceFormer(PyramidBackbone):
             dims = settings['embed_dims'][i]
             if i in ATTENTION_STAGES:
                 tokens = pretrain_size and (-(-pretrain_size // (4 * 2**i)))**2
-                blocks = [reduceformer_block(dims, tokens, rate) for rate in rates[i]]
+                blocks: list[nn.Module] = [
+                    reduceformer_block(dims, tokens, rate) for rate in rates[i]]
             else:
                 blocks = [Residual(inverted_block(dims, dims, hidden_norms=True), rate)
                           for rate in rates[i]]
@@ -179,12 +184,12 @@ class ReductionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
-        scales = qkv, self.local(qkv)  # of 1 and of 5 x 5 positions, (B, 3C, H, W)
+        local = self.local(qkv)  # of 5 x 5 positions, (B, 3C, H, W)
         with autocast_disabled(x):
-            scales = [at_least_float32(t).chunk(3, 1) for t in scales]
+            scales = [at_least_float32(t).chunk(3, 1) for t in (qkv, local)]
             query, key, value = (torch.cat(pair, 1) for pair in zip(*scales))
             out = reduction_attention(query, key, value, self.pretrain_tokens)
-            return self.proj(out.to(self.proj[0].weight.dtype))
+            return self.proj(out.to(self.qkv.weight.dtype))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """Share of every channel at a position.

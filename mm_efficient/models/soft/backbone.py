@@ -18,6 +18,7 @@ What differs from the original, all of it neutral for published weights:
   published factory are the arch ``small_d20``.
 """
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,16 +132,17 @@ class SOFT(PyramidBackbone):
             downsample = nn.Sequential(
                 *_conv_bn_relu(dims[i - 1], dims[i], 2)) if i else nn.Identity()
             if i == NUM_STAGES - 1:
-                stage, blocks = ClassTokenStage, [
-                    TransformerBlock(dims[i], rate) for rate in rates[i]]
-            else:
-                stage, blocks = SOFTStage, [
-                    SOFTBlock(dims[i], SOFTAttention(
-                        dims[i], LANDMARK_RATIOS[i], VALUE_KERNELS[i], normalized,
-                        pretrain_size and pretrain_size // (4 * 2**i)),
-                        element_drop(rate)) for rate in rates[i]]
-            self.stages.append(stage(dims[i], POSITION_GRIDS[i], downsample, blocks,
-                                     with_cp))
+                self.stages.append(ClassTokenStage(
+                    dims[i], POSITION_GRIDS[i], downsample,
+                    [TransformerBlock(dims[i], rate) for rate in rates[i]], with_cp))
+                continue
+            grid = pretrain_size and pretrain_size // (4 * 2**i)
+            blocks = [
+                SOFTBlock(dims[i], SOFTAttention(dims[i], LANDMARK_RATIOS[i],
+                                                 VALUE_KERNELS[i], normalized, grid),
+                          element_drop(rate)) for rate in rates[i]]
+            self.stages.append(SOFTStage(dims[i], POSITION_GRIDS[i], downsample, blocks,
+                                         with_cp))
         if self.num_stages == NUM_STAGES:
             self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self._freeze_stages()
@@ -159,7 +161,7 @@ class SOFT(PyramidBackbone):
             raise ValueError(f'embed_dims must be multiples of {HEAD_DIMS}, the '
                              f'width of a head, got {self.feature_channels}')
 
-    def _level_output(self, index: int, x) -> Tensor:
+    def _feature_map(self, index: int, x: Any) -> Tensor:
         if index < NUM_STAGES - 1:
             return x
         class_token, x = x  # (B, C), (B, h, w, C)

@@ -7,6 +7,7 @@ function: :func:`gaussian_attention_reference` as the formula reads, and
 holds the (tokens x landmarks) matrix K.
 """
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,10 +124,11 @@ class _GaussianAttention(Function):
     """Chunked forward and backward on (G, N, d) tensors, G = B * heads."""
 
     @staticmethod
-    def forward(ctx, query, landmarks, value, inverse):
+    def forward(ctx: Any, query: Tensor, landmarks: Tensor, value: Tensor,
+                inverse: Tensor) -> Tensor:
         chunks = list(_chunks(query, landmarks))
         q, l = _homogeneous(query, landmarks)  # noqa: E741
-        summary = 0  # K^T v, (G, m, d)
+        summary: Tensor | int = 0  # K^T v, (G, m, d)
         for c in chunks:
             kernel = _kernel(q[:, c], l)
             summary = summary + kernel.transpose(1, 2) @ value[:, c]
@@ -142,11 +144,11 @@ class _GaussianAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, landmarks, value, inverse, summary, mixed = ctx.saved_tensors
         chunks = list(_chunks(query, landmarks))
         q, l = _homogeneous(query, landmarks)  # noqa: E741
-        grad_mixed = 0
+        grad_mixed: Tensor | int = 0
         for c in chunks:
             kernel = _kernel(q[:, c], l)
             grad_mixed = grad_mixed + kernel.transpose(1, 2) @ grad[:, c]
@@ -155,7 +157,8 @@ class _GaussianAttention(Function):
         # dL/dK = grad mixed^T + value grad_summary^T, as one product
         right = torch.cat([mixed, grad_summary], -1).transpose(1, 2)
         grad_query, grad_value = torch.empty_like(query), torch.empty_like(value)
-        grad_landmarks, landmark_weight = 0, 0
+        grad_landmarks: Tensor | int = 0
+        landmark_weight: Tensor | int = 0
         for c in chunks:
             if len(chunks) > 1:
                 kernel = _kernel(q[:, c], l)

@@ -12,6 +12,8 @@ diagonal. Batches are (B, heads, m, m), and nothing is shared between images.
 All arithmetic is done in the dtype given; callers keep it at float32 or more
 (in half precision ``alpha`` underflows from about 257 landmarks on).
 """
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -122,14 +124,14 @@ class _ImplicitInverse(Function):
     """Newton inverse with the gradient rule of an exact inverse."""
 
     @staticmethod
-    def forward(ctx, matrix, alpha, steps):
+    def forward(ctx: Any, matrix: Tensor, alpha: Tensor, steps: int) -> Tensor:
         inverse = _iterate(matrix, alpha, steps)
         ctx.save_for_backward(inverse)
         return inverse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inverse, = ctx.saved_tensors
         transposed = inverse.transpose(-1, -2)
         return -(transposed @ grad @ transposed), None, None
@@ -150,14 +152,14 @@ class _NewtonIteration(Function):
     """
 
     @staticmethod
-    def forward(ctx, kernel, alpha, steps):
+    def forward(ctx: Any, kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
         ctx.save_for_backward(kernel, alpha)
         ctx.steps = steps
         return _iterate(kernel, alpha, steps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kernel, alpha = ctx.saved_tensors
         m = kernel.shape[-1]
         direction = (grad + grad.transpose(-1, -2)) / 2

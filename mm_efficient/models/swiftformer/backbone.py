@@ -29,7 +29,12 @@ from torch.nn.init import trunc_normal_
 
 from ..attention_maps import AttentionMap, Token
 from ..base import PyramidBackbone, drop_path_rates, run_blocks
-from ..layers import PointwiseConv, at_least_float32, autocast_disabled, eager_on_cpu
+from ..layers import (
+    ChannelsLastStem,
+    PointwiseConv,
+    at_least_float32,
+    autocast_disabled,
+)
 from .additive_attention import global_query
 
 MLP_RATIO = 4
@@ -100,7 +105,7 @@ class SwiftFormer(PyramidBackbone):
                          frozen_stages, norm_eval, with_cp, init_cfg)
         dims = self.arch_settings['embed_dims']
         rates = drop_path_rates(drop_path_rate, self.arch_settings['depths'])
-        self.stem = Stem(
+        self.stem = ChannelsLastStem(
             *_conv_bn(in_channels, dims[0] // 2), nn.ReLU(inplace=True),
             *_conv_bn(dims[0] // 2, dims[0]), nn.ReLU(inplace=True))
         self.stages = nn.ModuleList()
@@ -108,7 +113,8 @@ class SwiftFormer(PyramidBackbone):
             downsample = nn.Sequential(
                 *_conv_bn(dims[i - 1], dims[i])) if i else nn.Identity()
             grid = pretrain_size and -(-pretrain_size // (4 * 2**i))
-            blocks = [ConvBlock(dims[i], MLP_RATIO) for _ in rates[i][:-1]]
+            blocks: list[nn.Module] = [
+                ConvBlock(dims[i], MLP_RATIO) for _ in rates[i][:-1]]
             blocks.append(EncoderBlock(dims[i], grid, rates[i][-1]))
             self.stages.append(SwiftFormerStage(downsample, blocks, with_cp))
         self.output_norms = nn.ModuleDict({
@@ -116,7 +122,7 @@ class SwiftFormer(PyramidBackbone):
         } if output_norm else {})
         self._freeze_stages()
 
-    def _level_output(self, index: int, x: Tensor) -> Tensor:
+    def _feature_map(self, index: int, x: Tensor) -> Tensor:
         # The next stage continues without the norm
         key = str(index)
         return self.output_norms[key](x) if key in self.output_norms else x
@@ -126,25 +132,13 @@ class SwiftFormer(PyramidBackbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def _conv_bn(in_dims: int, out_dims: int) -> list[nn.Module]:
     """Halve the grid."""
     return [nn.Conv2d(in_dims, out_dims, 3, 2, 1), nn.BatchNorm2d(out_dims)]
-
-
-class Stem(nn.Sequential):
-    """Layers on the image that also settle the layout of all later maps.
-
-    A CPU prefers channels last; on other devices the layout is the caller's.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, ceil(H / 4), ceil(W / 4))."""
-        if eager_on_cpu(x):
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
 
 
 class SwiftFormerStage(nn.Module):
@@ -181,7 +175,7 @@ class ConvBlock(nn.Module):
         self.dwconv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1,
                                 groups=embed_dims)
         self.mlp = Mlp(embed_dims, mlp_ratio)
-        self.layer_scale = _layer_scale(embed_dims, 1.)
+        self.layer_scale: nn.Parameter | None = _layer_scale(embed_dims, 1.)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -208,9 +202,9 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.local = ConvBlock(embed_dims, 1)
         self.attn = AdditiveAttention(embed_dims, pretrain_grid)
-        self.attn_scale = _layer_scale(embed_dims, SCALE_INIT)
+        self.attn_scale: nn.Parameter | None = _layer_scale(embed_dims, SCALE_INIT)
         self.mlp = Mlp(embed_dims, MLP_RATIO)
-        self.mlp_scale = _layer_scale(embed_dims, SCALE_INIT)
+        self.mlp_scale: nn.Parameter | None = _layer_scale(embed_dims, SCALE_INIT)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,7 +216,7 @@ class EncoderBlock(nn.Module):
     def switch_to_deploy(self) -> None:
         """Make the layer scales part of what they scale, for inference."""
         self.local.switch_to_deploy()
-        if self.attn_scale is not None:
+        if self.attn_scale is not None and self.mlp_scale is not None:
             _scale_output(self.attn.final, self.attn_scale)
             _scale_output(self.mlp.fc2, self.mlp_scale)
             self.attn_scale = self.mlp_scale = None
