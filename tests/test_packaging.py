@@ -77,7 +77,7 @@ def test_wheel_works_without_a_checkout(wheel, tmp_path):
         print(load_config('soft_tiny_maskrcnn_1x.py').filename)
         print(mmpretrain.get_model('swiftformer-xs_8xb256_in1k')._config.filename)
         tools = mm_efficient.__path__[0] + '/.mim/tools/analysis_tools'
-        sys.argv = ['get_flops.py', 'swiftformer_xs', '--size', '64']
+        sys.argv = ['get_flops.py', 'swiftformer_xs', '--shape', '64']
         runpy.run_path(tools + '/get_flops.py', run_name='__main__')
         sys.argv = ['update_model_index.py']
         try:
