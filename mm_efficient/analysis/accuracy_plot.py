@@ -11,7 +11,8 @@ from matplotlib.transforms import Bbox
 from ..weights import FAMILIES
 
 OTHERS = 'other models'
-PANEL_INCHES = (9., 6.)
+INCHES = (9., 6.)
+TITLE = '{backend} {dtype}, batch size {batch_size}, {height} x {width}'
 MARKER_POINTS = 6.  # diameter
 FAMILY_OF = {variant: family.name for family in FAMILIES
              for variant in family.variants}
@@ -30,38 +31,17 @@ def plot_accuracy(rows: Sequence[dict], settings: dict[str, Any]) -> Figure:
         settings (dict): From :meth:`~.benchmark.BenchmarkConfig.settings`.
 
     Returns:
-        Figure: A panel per batch size and shape, with the models whose accuracy is
-        known. One colour per family, or per backend and dtype if there are several.
+        Figure: The models whose accuracy is known. One colour per family, or per
+        backend, dtype, batch size and shape if these differ between rows.
     """
     rows = [row for row in rows if row['top1_reported'] is not None]
-    by_family = len({(row['backend'], row['dtype']) for row in rows}) == 1
-    panels: dict[tuple, list[dict]] = {}
-    for row in rows:
-        key = row['batch_size'], row['height'], row['width']
-        panels.setdefault(key, []).append(row)
-    threads = f', {settings["threads"]} CPU thread(s)' * (settings['device'] == 'cpu')
-    figure = Figure((PANEL_INCHES[0] * len(panels), PANEL_INCHES[1]),
-                    layout='constrained')
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (key, shown) in zip(all_axes, panels.items()):
-        _scatter(axes, shown, by_family)
-        axes.set_title('batch size {}, {} x {}'.format(*key))
-        axes.set_xlabel(f'measured ms per image, {settings["hardware"]}{threads}')
-        axes.set_ylabel('ImageNet-1K top-1 accuracy (%), as reported by the authors')
-    figure.draw_without_rendering()  # fixes where the points are
-    for axes, shown in zip(all_axes, panels.values()):
-        fastest = {row['model']: row for row in sorted(
-            shown, key=lambda row: row['ms_per_image'], reverse=True)}
-        _label_points(axes, [*fastest.values()][::-1])
-    return figure
-
-
-def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool) -> None:
+    titles = [TITLE.format(**row) for row in rows]
     groups: dict[str, list[dict]] = {}
-    for row in rows:
-        name = (FAMILY_OF.get(row['model'], OTHERS) if by_family
-                else f'{row["backend"]} {row["dtype"]}')
-        groups.setdefault(name, []).append(row)
+    for row, title in zip(rows, titles):
+        family = FAMILY_OF.get(row['model'], OTHERS)
+        groups.setdefault(family if len({*titles}) == 1 else title, []).append(row)
+    figure = Figure(INCHES, layout='constrained')
+    axes = figure.subplots()
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -73,6 +53,18 @@ def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool) -> None:
     axes.margins(x=0.12, y=0.08)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
+    hardware = settings['hardware']
+    if settings['device'] == 'cpu':
+        hardware += f', CPU threads: {settings["threads"]}'
+    axes.set_xlabel(f'measured ms per image, {hardware}')
+    axes.set_ylabel('ImageNet-1K top-1 accuracy (%), as reported by the authors')
+    if len({*titles}) == 1:
+        axes.set_title(titles[0])
+    figure.draw_without_rendering()  # fixes where the points are
+    fastest = {row['model']: row for row in sorted(
+        rows, key=lambda row: row['ms_per_image'], reverse=True)}
+    _label_points(axes, [*fastest.values()][::-1])
+    return figure
 
 
 def _label_points(axes: Axes, rows: Sequence[dict]) -> None:

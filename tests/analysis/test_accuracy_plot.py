@@ -19,21 +19,23 @@ def offsets(axes):
             for points in axes.collections}
 
 
-def test_points_by_family_or_backend():
+def test_points_by_family_or_setting():
     rows = [make_row('resnet50', 90., 76.), make_row('soft_tiny', 60., 79.),
             make_row('soft_small', 110., 82.), make_row('lowformer_b2', 80., None)]
     axes, = plot_accuracy(rows, SETTINGS).axes
     assert offsets(axes) == {'SOFT': [[60., 79.], [110., 82.]], OTHERS: [[90., 76.]]}
+    assert axes.get_title() == 'eager fp32, batch size 1, 224 x 224'
     rows += [make_row('soft_tiny', 50., 79., 'compile'),
-             make_row('b', 1., 70., size=96)]
-    axes, other = plot_accuracy(rows, SETTINGS).axes
-    assert offsets(axes) == {'eager fp32': [[90., 76.], [60., 79.], [110., 82.]],
-                             'compile fp32': [[50., 79.]]}
-    assert offsets(other) == {'eager fp32': [[1., 70.]]}
+             make_row('b', 40., 78., size=96)]
+    axes, = plot_accuracy(rows, SETTINGS).axes
+    assert offsets(axes) == {
+        'eager fp32, batch size 1, 224 x 224': [[90., 76.], [60., 79.], [110., 82.]],
+        'compile fp32, batch size 1, 224 x 224': [[50., 79.]],
+        'eager fp32, batch size 1, 96 x 96': [[40., 78.]]}
     # A model is named once, at its fastest point
     named = {text.get_text(): text.xy for text in axes.texts if text.get_text()}
     assert named == {'soft_tiny': (50., 79.), 'resnet50': (90., 76.),
-                     'soft_small': (110., 82.)}
+                     'soft_small': (110., 82.), 'b': (40., 78.)}
 
 
 def test_labels_do_not_cover_each_other():

@@ -32,7 +32,7 @@ def test_table_files_and_plot(tmp_path, monkeypatch, capsys, fails):
         assert float(cells[6]) == round(row['ratio'], 3)
         assert cells[-1] == '4'
     assert table[0][6] == table[2][6] == '1.000'  # a baseline per shape
-    assert Image.open('p.png').size == (1800, 600)  # a panel per shape
+    assert Image.open('p.png').size == (900, 600)
 
     tool(['--from', 'r.json', '--top1', f'{model}=60', '--out', 'again.json'])
     again = json.loads((tmp_path / 'again.json').read_text())['results']

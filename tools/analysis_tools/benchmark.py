@@ -135,16 +135,14 @@ def add_output_options(add):
 
 
 def check_top1(args, reported):
-    """Check --top1, and that a plot would not be empty; returns accuracy by model."""
-    given = dict(args.top1)
-    for name in given:
+    """Check, before any work, that --top1 is for these models and --plot not empty."""
+    for name, _ in args.top1:
         if name not in reported:
             raise InputError(f'--top1 {name}: expected one of the timed models, '
                              f'{", ".join(reported)}.')
-    if args.plot and not any({**reported, **given}.values()):
+    if args.plot and not any([*reported.values(), *args.top1]):
         raise InputError('--plot has nothing to show: the metadata of these models '
                          'reports no accuracy. Set it with --top1 MODEL=VALUE.')
-    return given
 
 
 def time_models(args):
@@ -185,7 +183,7 @@ def print_rows(rows, settings):
             f'{row["ratio_min"]:.2f} - {row["ratio_max"]:.2f}',
             '-' if memory is None else f'{memory:.0f}',
             '-' if deviation is None else f'{deviation:.0e}', str(row['passes']))
-    Console(width=max(Console().width, 110)).print(table)
+    Console(width=max(Console().width, 125)).print(table)
 
 
 def main(argv=None):
@@ -202,9 +200,9 @@ def main(argv=None):
             check_top1(args, {row['model']: row['top1_reported'] for row in rows})
         else:
             rows, settings = time_models(args)
+        top1 = dict(args.top1)
         for row in rows:
-            row['top1_reported'] = dict(args.top1).get(row['model'],
-                                                       row['top1_reported'])
+            row['top1_reported'] = top1.get(row['model'], row['top1_reported'])
         print_rows(rows, settings)
         for path in args.out:
             benchmark.write_results(path, rows, settings)
