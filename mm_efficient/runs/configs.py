@@ -9,7 +9,7 @@ from mmengine.dist import barrier
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..datasets.mini import prepare
+from ..datasets.mini import generate_dataset
 from ..engine.report import DumpSegResults
 from ..errors import InputError
 from ..files import config_files
@@ -233,7 +233,7 @@ def start(cfg, launcher, mini=False):
     # one process of each machine draws, the others wait
     if os.environ.get('LOCAL_RANK', '0') == '0':
         try:
-            prepare(MINI_DATA[cfg.default_scope])
+            generate_dataset(MINI_DATA[cfg.default_scope])
         except OSError as error:
             raise InputError(str(error)) from None
     barrier()

@@ -52,7 +52,7 @@ def dicts(node):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mini')
     for name in MINI_DATA.values():
-        datasets.prepare(name, folder, num_train=6, num_val=3)
+        datasets.generate_dataset(name, folder, num_train=6, num_val=3)
     return folder
 
 

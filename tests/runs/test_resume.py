@@ -65,10 +65,10 @@ def run(task, folder, workers, resume=None, name=None, **options):
 def tiny(tmp_path, monkeypatch):
     """Four training pictures at half the size of a --mini run."""
     monkeypatch.chdir(tmp_path)
-    prepare = setup.prepare
+    generate = setup.generate_dataset
     monkeypatch.setattr(
-        setup, 'prepare',
-        lambda name: prepare(name, num_train=4, num_val=1))
+        setup, 'generate_dataset',
+        lambda name: generate(name, num_train=4, num_val=1))
     for recipe in mini.RECIPES.values():
         monkeypatch.setitem(recipe, 'size', 64)
     return tmp_path

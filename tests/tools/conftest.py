@@ -45,10 +45,10 @@ def config():
 def tiny(tmp_path, monkeypatch):
     """An empty working folder; --mini has eight small pictures there."""
     monkeypatch.chdir(tmp_path)
-    prepare = setup.prepare
+    generate = setup.generate_dataset
     monkeypatch.setattr(
-        setup, 'prepare',
-        lambda name: prepare(name, num_train=8, num_val=4))
+        setup, 'generate_dataset',
+        lambda name: generate(name, num_train=8, num_val=4))
     for recipe in mini.RECIPES.values():
         monkeypatch.setitem(recipe, 'size', 64)
     return tmp_path

@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-from mm_efficient.datasets.mini import CLASSES, prepare
+from mm_efficient.datasets.mini import CLASSES, generate_dataset
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.inference import dataset_meta
 from mm_efficient.runs.mini import MINI_DATA
@@ -41,7 +41,7 @@ def save_random(path, classes=None):
 
 def reference(test, path, folder):
     """Predictions of tools/test.py, by name of the image."""
-    prepare(MINI_DATA[load_config(path).default_scope], num_train=8, num_val=4)
+    generate_dataset(MINI_DATA[load_config(path).default_scope], num_train=8, num_val=4)
     test([path, 'random.pth', '--mini', '--out', 'all.pkl', '--cfg-options',
           'log_level=ERROR'])
     DefaultScope._instance_dict.clear()

@@ -5,7 +5,7 @@ import pytest
 from conftest import load_tool
 from PIL import Image
 
-from mm_efficient.datasets.mini import CLASSES, PALETTE, prepare
+from mm_efficient.datasets.mini import CLASSES, PALETTE, generate_dataset
 from mm_efficient.errors import InputError
 from mm_efficient.runs.configs import load_config
 from mm_efficient.visualization.datasets import (
@@ -94,7 +94,7 @@ def test_indices():
 
 @pytest.mark.parametrize('part', ['train', 'val'])
 def test_segments_are_drawn_in_their_colours(tiny, config, part):
-    prepare('ade', num_train=8, num_val=4)
+    generate_dataset('ade', num_train=8, num_val=4)
     cfg = load_config(config('seg/swiftformer_xs_fpn_40k.py'), mini=True)
     dataset = build_dataset(cfg, part)
     visualizer = build_visualizer(cfg, dataset.metainfo)
@@ -113,7 +113,7 @@ def test_segments_are_drawn_in_their_colours(tiny, config, part):
 
 
 def test_boxes_are_drawn_where_the_objects_are(tiny, config):
-    prepare('coco', num_train=8, num_val=4)
+    generate_dataset('coco', num_train=8, num_val=4)
     cfg = load_config(config('det/swiftformer_xs_retinanet_1x.py'), mini=True)
     for part in ('train', 'val'):
         dataset = build_dataset(cfg, part)
