@@ -10,7 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..datasets.mini import generate_dataset
-from ..engine.report import DumpSegResults
+from ..engine.metrics import DumpSegResults
 from ..errors import InputError
 from ..files import config_files
 from ..weights.checking import check_checkpoint
@@ -206,7 +206,7 @@ def make_resumable(cfg):
     """Let the randomness of a training follow from seed and position only.
 
     A resumed training then has the loss curve of an uninterrupted one, see
-    :mod:`mm_efficient.datasets.seeding`.
+    :mod:`mm_efficient.engine.seeding`.
     """
     loader = cfg.train_dataloader
     if loader.sampler.type != 'SeededSampler':
@@ -316,7 +316,7 @@ def prepare_testing(args):
     start(cfg, args.launcher, args.mini)
     check_data(cfg, 'test')
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
-           if hook['type'] == 'ReestimateBNHook'):
+           if hook['type'] == 'PreciseBNEvalHook'):
         check_data(cfg, 'train')
     use_class_folders(cfg, ('test', ))
     if checkpoint is not None:
@@ -338,7 +338,7 @@ def show_predictions(cfg, show, folder, wait_time):
     """
     if folder:
         cfg.custom_hooks = list(cfg.get('custom_hooks') or []) + [
-            dict(type='PictureHook', out_dir=folder)
+            dict(type='SavePredictionImagesHook', out_dir=folder)
         ]
     if show:
         hook = (cfg.get('default_hooks') or {}).get('visualization')

@@ -19,7 +19,7 @@ RECIPES = dict(
     mmdet=dict(size=128, passes=5, batch=4, lr=4e-4),
     mmseg=dict(size=96, passes=4, batch=4, lr=4e-4))
 NUM_TRAIN = 200
-WARM_UP = 0.1  # of the iterations
+WARMUP = 0.1  # of the iterations
 MAX_PROPOSALS = 200  # that the RPN hands on, per image
 MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 40  # per image
 MAX_DETECTIONS = 20  # per image; the pictures hold five objects at most
@@ -213,9 +213,9 @@ def _shrink_schedule(cfg, recipe):
         cfg.train_cfg.update(max_iters=iters, val_interval=iters // 2)
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0,
-             end=int(iters * WARM_UP)),
-        dict(type='CosineAnnealingLR', T_max=iters - int(iters * WARM_UP),
-             eta_min=0, by_epoch=False, begin=int(iters * WARM_UP), end=iters)
+             end=int(iters * WARMUP)),
+        dict(type='CosineAnnealingLR', T_max=iters - int(iters * WARMUP),
+             eta_min=0, by_epoch=False, begin=int(iters * WARMUP), end=iters)
     ]
     optimizer = cfg.optim_wrapper.optimizer
     if optimizer.type.startswith('Adam'):
@@ -244,9 +244,9 @@ def _shrink_hooks(cfg, checkpoint_interval):
     for hook in custom_hooks:
         if hook['type'] == 'EMAHook':  # average over the last iterations
             hook.update(momentum=0.02)
-            if 'warm_up' in hook:
-                hook.update(warm_up=20)
-        if hook['type'] == 'ReestimateBNHook':
+            if 'warmup' in hook:
+                hook.update(warmup=20)
+        if hook['type'] == 'PreciseBNEvalHook':
             hook.update(num_samples=BN_IMAGES, batch_size=BN_BATCH,
                         interval=checkpoint_interval)
     cfg.custom_hooks = custom_hooks + [dict(type='MiniReportHook')]

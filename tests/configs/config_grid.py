@@ -32,7 +32,7 @@ class Family(NamedTuple):
     fpn: str = 'fpn_80k'
     # further classifiers: suffix of the variant, method, backbone settings
     more_cls: tuple[tuple[str, str, dict], ...] = ()
-    warm_up: int = 0  # epochs on top of those in the name
+    warmup: int = 0  # epochs on top of those in the name
 
 
 FAMILIES = dict(
@@ -53,10 +53,10 @@ FAMILIES = dict(
     EcoFormerTwins=Family(
         prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e',
         more_cls=(('_softmax', '100e', dict(attention='softmax')), )),
-    LowFormer=Family(prefix='lowformer', example='lowformer_b0', warm_up=20),
+    LowFormer=Family(prefix='lowformer', example='lowformer_b0', warmup=20),
     ReduceFormer=Family(
         prefix='reduceformer', example='reduceformer_b1', pretrain_size=224,
-        more_cls=(('_r256', '300e', {}), ('_r288', '300e', {})), warm_up=20))
+        more_cls=(('_r256', '300e', {}), ('_r288', '300e', {})), warmup=20))
 
 
 class Leaf(NamedTuple):

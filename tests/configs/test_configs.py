@@ -92,7 +92,7 @@ def test_name_says_how_long(name):
         assert config.train_cfg.max_iters == 1000 * int(length)
     else:
         epochs = 12 * int(length) if unit == 'x' else \
-            int(length) + FAMILIES[leaf.family].warm_up
+            int(length) + FAMILIES[leaf.family].warmup
         assert config.train_cfg.max_epochs == epochs
     by_epoch = unit != 'k'
     assert config.log_processor.by_epoch is by_epoch
