@@ -13,8 +13,24 @@ NORM_STATISTICS = ('running_mean', 'running_var')
 class WarmupEMA(ExponentialMovingAverage):
     """EMA whose decay warms up, as in EfficientViT's and LowFormer's trainers.
 
-    After ``s`` updates the decay is ``(1 - momentum) * (1 - exp(-s / warmup))``.
-    Batch-norm statistics are averaged like parameters, other buffers are copied.
+    Update number ``n``, counted from 1, has the decay
+    ``decay(n) = (1 - momentum) * (1 - exp(-n / warmup))``, so the average soon forgets
+    the initial weights. The first update copies the weights, as in all of MMEngine's
+    averages; the published one would keep ``decay(1)``, 0.05 %. Source:
+    ``apps/utils/ema.py`` of https://github.com/mit-han-lab/efficientvit. Use it in an
+    ``EMAHook``::
+
+        custom_hooks = [
+            dict(type='EMAHook', ema_type='WarmupEMA', momentum=2e-4, warmup=2000)
+        ]
+
+    MMDetection's ``ExpMomentumEMA`` has the same decay,
+    ``1 - (momentum + (1 - momentum) * exp(-(1 + steps) / gamma))`` with
+    ``steps = n - 1``. It is not used here because a classifier would need MMDetection
+    for it, it waits for the GPU once per tensor, and it treats all buffers alike. Here
+    batch-norm statistics are averaged like parameters, and other buffers, such as
+    counters or EcoFormer's hash functions, which have no meaningful average, are
+    copied.
 
     Args:
         model (nn.Module): The model to average.
@@ -49,7 +65,7 @@ class WarmupEMA(ExponentialMovingAverage):
     def update_parameters(self, model: nn.Module) -> None:
         """Update the average with the weights of ``model``."""
         # once for all tensors, because reading the counter waits for the GPU
-        self.current_momentum = 1 - self.decay(self.steps.item())
+        self.current_momentum = 1 - self.decay(self.steps.item() + 1)
         super().update_parameters(model)
         source = model.state_dict()
         for key, tensor in self.copied.items():

@@ -28,12 +28,24 @@ def test_decay_warms_up():
         assert ema.decay(update) == pytest.approx(decay)
 
 
+def test_decay_is_that_of_mmdetection():
+    reference = pytest.importorskip('mmdet.models.layers.ema').ExpMomentumEMA
+    model = nn.Linear(2, 2)
+    ours = make_ema(model, momentum=0.1, warmup=5)
+    theirs = reference(model, momentum=0.1, gamma=5)
+    for step in range(4):
+        nn.init.constant_(model.weight, step)
+        for ema in (ours, theirs):
+            ema.update_parameters(model)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
 def test_parameters_and_norm_statistics_are_averaged_others_copied():
     model = Model()
     averaged = make_ema(model, momentum=0.1, warmup=5)
     expected = {}
     for update in range(1, 5):
-        decay = 0.9 * (1 - math.exp(-(update - 1) / 5))
+        decay = 0.9 * (1 - math.exp(-update / 5))
         for key, tensor in model.state_dict().items():
             tensor.copy_(torch.full_like(tensor, update))
             value = torch.full_like(tensor, update)
