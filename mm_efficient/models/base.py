@@ -1,6 +1,9 @@
-"""The contract every backbone of this package keeps (`PyramidBackbone`)."""
+"""The contract that every backbone of this package keeps: `PyramidBackbone`."""
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,49 +22,48 @@ MIN_IMAGE_SIZE = 32
 class PyramidBackbone(BaseBackbone):
     """Base class of backbones with four stages at strides 4, 8, 16 and 32.
 
-    A subclass sets ``ARCHS`` (arch name -> settings, all with the same keys,
-    ``embed_dims`` and ``depths`` among them) and builds, in its ``__init__``,
+    A subclass sets ``ARCHS``, which maps arch names to settings that all have the
+    same keys, ``embed_dims`` and ``depths`` included. Its ``__init__`` builds
 
-    - ``stem``: module from the image to the input of the first stage;
-    - ``stages``: ``nn.ModuleList`` of ``num_stages`` modules, each from the
-      (B, C, H, W) output of the one before to its own, each with an
-      ``nn.ModuleList`` called ``blocks``;
+    - ``stem``: a module from the image to the input of the first stage;
+    - ``stages``: an ``nn.ModuleList`` of ``num_stages`` modules. Each takes the
+      (B, C, H, W) output of the previous one and has an ``nn.ModuleList`` named
+      ``blocks``;
 
-    and calls :meth:`_freeze_stages` last. If a level is not just the output of
-    its stage (but has a norm for dense prediction, say), the subclass overrides
-    :meth:`_level_output`.
+    and calls :meth:`_freeze_stages` last. Where a feature map is more than the output
+    of its stage, e.g. has a norm for dense prediction, the subclass overrides
+    :meth:`_feature_map`.
 
-    Stages after the last one in ``out_indices`` are not built, so that no
-    parameter is left without a gradient.
+    Stages after the last one in ``out_indices`` are not built, so every parameter
+    gets a gradient.
 
     Args:
-        arch (str | dict): Name of a variant, or a dict with the same keys as
-            the entries of ``ARCHS``.
-        in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (int | Sequence[int]): Stages whose output is returned,
-            increasing, out of 0, 1, 2, 3 (strides 4, 8, 16, 32).
-            Defaults to (3, ).
-        pretrain_size (int, optional): Side in pixels of the square images the
-            weights were trained with. If given, quantities that would drift
-            with the resolution are held at their level of that size; at that
-            size it changes nothing. Defaults to None, the published behaviour
-            at every size.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and
-            the first i stages: no gradient, and eval mode. Defaults to -1.
-        norm_eval (bool): Keep batch norms in eval mode (statistics fixed)
-            while training. Defaults to False.
-        with_cp (bool): Recompute every block in the backward pass instead of
-            keeping its activations. Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation, as of MMEngine.
-            Defaults to None, the family's own from scratch.
+        arch (str | dict): A key of ``ARCHS``, or a dict with the same keys as
+            its entries.
+        in_channels (int): Number of image channels. Defaults to 3.
+        out_indices (int | Sequence[int]): Stages to return, in increasing order,
+            out of 0, 1, 2, 3 (strides 4, 8, 16, 32). Defaults to (3, ).
+        pretrain_size (int, optional): Side in pixels of the square images that the
+            weights were trained on. If given, every quantity that drifts with the
+            resolution is held at its value for that size; at that size nothing
+            changes. Defaults to None, the published behaviour at every size.
+        frozen_stages (int): Freeze (no gradient, eval mode) nothing (-1), the stem
+            (0), or the stem and the first i stages (i). Defaults to -1.
+        norm_eval (bool): Keep batch norms in eval mode while training, with fixed
+            statistics. Defaults to False.
+        with_cp (bool): Use gradient checkpointing: recompute every block in the
+            backward pass instead of keeping its activations. Defaults to False.
+        init_cfg (dict | list[dict], optional): MMEngine's initialisation config.
+            Defaults to None, the family's own initialisation.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
     ARCHS: dict[str, dict] = {}
-    # Regular expressions of parameters for dense prediction alone, which
-    # pretrained weights of a classifier do not have
+    init_cfg: Any  # of MMEngine, dict | list[dict] | None
+    # Regular expressions of parameters that only dense prediction uses: weights of a
+    # classifier lack them
     DENSE_ONLY: tuple[str, ...] = ()
 
     def __init__(self,
@@ -93,7 +95,7 @@ class PyramidBackbone(BaseBackbone):
 
     @classmethod
     def _parse_arch(cls, arch: str | dict) -> dict:
-        """Settings of ``arch``, checked for missing and unknown keys."""
+        """Return the settings of ``arch``, checked for missing and unknown keys."""
         if isinstance(arch, str):
             if arch not in cls.ARCHS:
                 raise ValueError(f'unknown arch {arch!r} of {cls.__name__}, '
@@ -128,8 +130,8 @@ class PyramidBackbone(BaseBackbone):
                 least 32 pixels, of any parity and aspect.
 
         Returns:
-            tuple[Tensor]: For every i of ``out_indices`` a map of shape
-            (B, feature_channels[i], ceil(H / s), ceil(W / s)) with
+            tuple[Tensor]: For every i in ``out_indices`` a feature map of shape
+            (B, feature_channels[i], ceil(H / s), ceil(W / s)), where
             s = 4, 8, 16, 32 for i = 0, 1, 2, 3.
 
         Raises:
@@ -142,11 +144,11 @@ class PyramidBackbone(BaseBackbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, C_i, ceil(H / s_i), ceil(W / s_i))
             if i in self.out_indices:
-                outs.append(self._level_output(i, x))
+                outs.append(self._feature_map(i, x))
         return tuple(outs)
 
-    def _level_output(self, index: int, x: Tensor) -> Tensor:
-        """What is returned for the output ``x`` of stage ``index``."""
+    def _feature_map(self, index: int, x: Tensor) -> Tensor:
+        """Make the returned feature map from ``x``, the output of stage ``index``."""
         return x
 
     def _check_input(self, x: Tensor) -> None:
@@ -162,7 +164,7 @@ class PyramidBackbone(BaseBackbone):
                 f'{x.shape[2]} x {x.shape[3]} (H x W); resize or pad them')
 
     def init_weights(self) -> None:
-        """Initialise from scratch, or with the weights ``init_cfg`` names.
+        """Initialise from scratch, or with the weights that ``init_cfg`` names.
 
         Raises:
             CheckpointError: If the weights of ``type='Pretrained'`` do not fit
@@ -178,7 +180,7 @@ class PyramidBackbone(BaseBackbone):
                       if cfg.get('type') in ('Pretrained', PretrainedInit)]
         if not pretrained:
             self._init_from_scratch()
-        # MMEngine's loading of pretrained weights only warns of misfits
+        # MMEngine would only warn about weights that do not fit
         self.init_cfg = [cfg for cfg in cfgs if cfg and cfg not in pretrained]
         super().init_weights()
         self.init_cfg = init_cfg
@@ -187,10 +189,10 @@ class PyramidBackbone(BaseBackbone):
                             cfg.get('map_location', 'cpu'))
 
     def _init_from_scratch(self) -> None:
-        """The family's published initialisation; PyTorch's if not overridden."""
+        """Initialise as published; PyTorch's initialisation unless overridden."""
 
-    def train(self, mode: bool = True):
-        """Set training mode, except of frozen stages and ``norm_eval`` norms."""
+    def train(self, mode: bool = True) -> 'PyramidBackbone':
+        """Set training mode, except for frozen stages and ``norm_eval`` norms."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -210,12 +212,11 @@ class PyramidBackbone(BaseBackbone):
             module.requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter, for layer-wise learning-rate decay.
+        """Return the depth of a parameter, for layer-wise learning-rate decay.
 
-        The stem is layer 0, every block one layer; what leads into a stage
-        (downsampling, position embedding) counts with its first block, a norm
-        that ends the stage with its last one, and everything behind the last
-        block of all is the last layer.
+        The stem is layer 0 and every block is one layer. Downsampling and position
+        embeddings belong to the first block of their stage, a norm at the end of a
+        stage to its last block. Everything after the last block is the last layer.
 
         Args:
             param_name (str): Name of the parameter.
@@ -223,7 +224,7 @@ class PyramidBackbone(BaseBackbone):
                 ``'backbone.'``. Defaults to ''.
 
         Returns:
-            tuple[int, int]: Layer of the parameter and number of layers.
+            tuple[int, int]: Layer of the parameter, and number of layers.
         """
         depths = [len(stage.blocks) for stage in self.stages]
         num_layers = sum(depths) + 2
@@ -244,13 +245,13 @@ class PyramidBackbone(BaseBackbone):
 
 
 def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]) -> None:
-    """Fit what a model computes from images once, neither trained nor loaded.
+    """Call ``fit`` of every module that has ``is_fitted`` False.
 
-    EcoFormer's hash functions are of this kind: a backbone with ``is_fitted`` False
-    refuses to run until its ``fit`` was called.
+    EcoFormer's hash functions are neither trained nor loaded, but computed once from
+    images; until then the backbone refuses to run.
 
     Args:
-        model (nn.Module): Any model; what is fitted already is left as it is.
+        model (nn.Module): Any model; modules that are fitted already are left alone.
         images (Tensor | Sequence[Tensor]): Normalised images, (B, C, H, W), or
             several such batches.
     """
@@ -260,27 +261,26 @@ def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]) -> Non
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Stochastic depth growing linearly from 0 to ``rate`` over all blocks.
+    """Compute stochastic-depth rates that grow linearly from 0 to ``rate``.
 
     Args:
         rate (float): Rate of the last block.
-        depths (Sequence[int]): Number of blocks of every stage.
+        depths (Sequence[int]): Number of blocks per stage.
 
     Returns:
-        list[list[float]]: Rate of every block of every stage.
+        list[list[float]]: One rate per block, by stage.
     """
     flat = iter(np.linspace(0, rate, sum(depths)).tolist())
     return [[next(flat) for _ in range(depth)] for depth in depths]
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, with_cp: bool) -> Tensor:
-    """Apply ``blocks`` one after the other.
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
+    """Apply blocks one after the other.
 
     Args:
-        blocks (nn.ModuleList): Modules of one argument.
-        x (Tensor): Input of the first.
-        with_cp (bool): Recompute each block in the backward pass instead of
-            keeping its activations.
+        blocks (Iterable[nn.Module]): Modules with one argument.
+        x (Tensor): Input of the first block.
+        with_cp (bool): Use gradient checkpointing per block.
 
     Returns:
         Tensor: Output of the last block.
@@ -289,19 +289,24 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, with_cp: bool) -> Tensor:
         if with_cp and torch.is_grad_enabled():
             x = checkpoint(
                 block, x, use_reentrant=False,
-                context_fn=lambda block=block: (contextlib.nullcontext(),
-                                                _statistics_kept(block)))
+                context_fn=partial(_checkpoint_contexts, block))
         else:
             x = block(x)
     return x
 
 
-@contextlib.contextmanager
-def _statistics_kept(block: nn.Module):
-    """Recomputation must not update batch-norm statistics a second time.
+def _checkpoint_contexts(block: nn.Module
+                         ) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of the forward pass and of its recomputation."""
+    return contextlib.nullcontext(), _statistics_kept(block)
 
-    The norms still have to run as they did, with their statistics tracked:
-    checkpointing compares the tensors that both runs keep.
+
+@contextlib.contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Keep recomputation from updating batch-norm statistics a second time.
+
+    The norms still have to run with their statistics tracked: checkpointing compares
+    the tensors that both runs save.
     """
     norms = [m for m in block.modules()
              if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]

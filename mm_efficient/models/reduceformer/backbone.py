@@ -7,16 +7,16 @@ the text of Apache-2.0, its README restricts the use to research and other
 non-commercial purposes. This file is written from the architecture's
 description and contains nothing of either. No weights were published.
 
-What differs from the original:
+Differences from the original:
 
-- the sums are evaluated in closed form, in float32 under any autocast;
-- ``pretrain_size`` takes out the growth with the number of tokens, exactly
-  neutral at that size;
-- drop path grows linearly from 0 over all blocks after those of stride 2, one
-  rate for both branches of a block; the original counts branches, and lets the
-  rates grow during training;
-- b2 has the depths of the published code, 24.0 M parameters; the published
-  table (24.5 M) seems to describe an earlier, deeper one.
+- the sums are evaluated in closed form, in float32 under autocast;
+- ``pretrain_size`` removes the growth with the number of tokens; at that size it has
+  no effect;
+- drop path grows linearly from 0 over all blocks except the downsampling ones, with one
+  rate for both branches of a block; the original counts branches and increases the
+  rates during training;
+- b2 has the depths of the published code, 24.0 M parameters; the published table
+  (24.5 M) seems to describe an earlier, deeper one.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,13 +29,17 @@ from ..attention_maps import AttentionMap, Token
 from ..base import PyramidBackbone, drop_path_rates
 from ..efficientvit.blocks import (
     ConvStage,
-    ConvStem,
     Residual,
     conv_norm_act,
     init_from_scratch,
     inverted_block,
 )
-from ..layers import PointwiseConv, at_least_float32, autocast_disabled
+from ..layers import (
+    ChannelsLastStem,
+    PointwiseConv,
+    at_least_float32,
+    autocast_disabled,
+)
 from .reduction_attention import EPS, reduction_attention
 
 ATTENTION_STAGES = (2, 3)
@@ -48,19 +52,19 @@ class ReduceFormer(PyramidBackbone):
 
     Args:
         arch (str | dict): 'b1', 'b2', 'b3', or a dict with ``embed_dims`` and
-            ``depths`` (blocks after the one of stride 2) of the four stages,
-            and ``stem_dims`` and ``stem_depth``, channels and blocks at
-            stride 2. Defaults to 'b1'.
+            ``depths`` (blocks after the downsampling one) of the four stages, and
+            ``stem_dims`` and ``stem_depth``, channels and blocks at stride 2.
+            Defaults to 'b1'.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return.
             Defaults to (3, ).
-        pretrain_size (int, optional): Image side the weights were trained
-            with, published: 128 to 288, evaluated at 224. If given, the sums
-            over tokens are scaled to that size, without which the output of
-            attention grows with the square of the number of tokens: needed
-            for detection and segmentation. Defaults to None.
-        drop_path_rate (float): Rate of the last block, growing linearly from 0.
-            Defaults to 0.05.
+        pretrain_size (int, optional): Image side in pixels during pre-training,
+            published: 128 to 288, evaluated at 224. If given, the sums over tokens are
+            scaled to that size. Needed for detection and segmentation: otherwise the
+            output of attention grows with the square of the number of tokens.
+            Defaults to None.
+        drop_path_rate (float): Stochastic-depth rate of the last block, growing
+            linearly from 0. Defaults to 0.05.
         frozen_stages (int): -1 none, 0 the stem, i up to stage i.
             Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
@@ -103,7 +107,7 @@ class ReduceFormer(PyramidBackbone):
         settings = self.arch_settings
         stem_dims = settings['stem_dims']
         rates = drop_path_rates(drop_path_rate, settings['depths'])
-        self.stem = ConvStem(
+        self.stem = ChannelsLastStem(
             conv_norm_act(in_channels, stem_dims, 3, 2),
             *(Residual(separable_block(stem_dims))
               for _ in range(settings['stem_depth'])))
@@ -113,7 +117,8 @@ class ReduceFormer(PyramidBackbone):
             dims = settings['embed_dims'][i]
             if i in ATTENTION_STAGES:
                 tokens = pretrain_size and (-(-pretrain_size // (4 * 2**i)))**2
-                blocks = [reduceformer_block(dims, tokens, rate) for rate in rates[i]]
+                blocks: list[nn.Module] = [
+                    reduceformer_block(dims, tokens, rate) for rate in rates[i]]
             else:
                 blocks = [Residual(inverted_block(dims, dims, hidden_norms=True), rate)
                           for rate in rates[i]]
@@ -136,12 +141,12 @@ def separable_block(dims: int) -> nn.Sequential:
 
 def reduceformer_block(embed_dims: int, pretrain_tokens: int | None,
                        drop_path_rate: float) -> nn.Sequential:
-    """Attention and local convolutions, each added to its input.
+    """Build attention and local convolutions, each with a shortcut.
 
     Args:
         embed_dims (int): Channels C.
-        pretrain_tokens (int, optional): Number of tokens at pre-training.
-        drop_path_rate (float): Rate of stochastic depth of both branches.
+        pretrain_tokens (int, optional): Number of tokens during pre-training.
+        drop_path_rate (float): Stochastic-depth rate of both branches.
 
     Returns:
         nn.Sequential: (B, C, H, W) -> (B, C, H, W).
@@ -152,19 +157,19 @@ def reduceformer_block(embed_dims: int, pretrain_tokens: int | None,
 
 
 class ReductionAttention(nn.Module):
-    """Attention by sums, on the projections and a depthwise convolution of them.
+    """Attention by sums over the projections and over a depthwise convolution of them.
 
-    From the sums to the output norm everything is in float32 under autocast:
-    the sums leave the range of float16. A model that itself is in half
-    precision projects in half precision.
+    Under autocast everything from the sums to the output norm runs in float32: the sums
+    exceed the range of float16. A model converted to half precision projects in half
+    precision.
 
     Args:
         embed_dims (int): Channels C.
-        pretrain_tokens (int, optional): Number of tokens at pre-training, to
+        pretrain_tokens (int, optional): Number of tokens during pre-training, to
             which the sums are scaled. None: no scaling.
     """
 
-    float32_only = True  # the sums leave the range of float16
+    float32_only = True  # the sums exceed the range of float16
 
     def __init__(self, embed_dims: int, pretrain_tokens: int | None):
         super().__init__()
@@ -179,15 +184,15 @@ class ReductionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
-        scales = qkv, self.local(qkv)  # of 1 and of 5 x 5 positions, (B, 3C, H, W)
+        local = self.local(qkv)  # of 5 x 5 positions, (B, 3C, H, W)
         with autocast_disabled(x):
-            scales = [at_least_float32(t).chunk(3, 1) for t in scales]
+            scales = [at_least_float32(t).chunk(3, 1) for t in (qkv, local)]
             query, key, value = (torch.cat(pair, 1) for pair in zip(*scales))
             out = reduction_attention(query, key, value, self.pretrain_tokens)
-            return self.proj(out.to(self.proj[0].weight.dtype))
+            return self.proj(out.to(self.qkv.weight.dtype))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
-        """Share of every channel at a position.
+        """Compute the share of every channel at a position.
 
         See :class:`~mm_efficient.models.attention_maps.Mappable`.
         """
