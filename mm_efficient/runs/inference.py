@@ -14,7 +14,7 @@ from ..weights.checking import check_checkpoint
 from .data_checks import leaf_datasets
 from .model_checks import check_model, check_weights
 
-SHORT_SIDE = 480  # pixels of drawn classifications: the text scales with the image
+SHORT_SIDE = 480  # pixels of images with class labels, whose text scales with them
 
 
 def dataset_meta(cfg: Config, checkpoint: dict) -> dict:

@@ -24,11 +24,11 @@ from mm_efficient.files import check_output
 from mm_efficient.runs.classes import use_class_folders
 from mm_efficient.runs.configs import load_config, start
 from mm_efficient.runs.data_checks import check_data, leaf_datasets
+from mm_efficient.runs.inference import SHORT_SIDE
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, grid_figure, save_figure
 
 VISUALIZER = dict(mmpretrain='UniversalVisualizer', mmdet='DetLocalVisualizer',
                   mmseg='SegLocalVisualizer')
-SHORT_SIDE = 480  # pixels of images for classification: the text scales with the image
 
 EXAMPLES = r"""examples:
   training images of a detector:
@@ -116,7 +116,7 @@ def load_samples(dataset: Any, indices: list[int]
         if load and 'Resize' in before:  # pipelines of a test do not resize annotations
             height, width = sample['data_samples'].ori_shape
             image = mmcv.imresize(image, (width, height))
-        yield image, sample['data_samples']
+        yield np.ascontiguousarray(image), sample['data_samples']
 
 
 def build_visualizer(task: str, metainfo: dict) -> Visualizer:

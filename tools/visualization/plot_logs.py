@@ -73,8 +73,9 @@ def read_records(file: Path) -> list[dict]:
     records, lines = [], file.read_text(encoding='utf-8').splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-            records[-1]['step']
+            record = json.loads(line)
+            record['step']
+            records.append(record)
         except (ValueError, TypeError, KeyError):
             if number < len(lines):
                 raise InputError(f'{file}, line {number}: expected a JSON object with '
