@@ -1,3 +1,3 @@
-_base_ = '../_base_/recipes/ecoformer.py'
+_base_ = './ecoformer_pvt_b0_30e.py'
 
 model = dict(backbone=dict(arch='b2'), head=dict(in_channels=512))

@@ -1,8 +1,6 @@
-_base_ = '../_base_/recipes/lowformer.py'
+_base_ = './lowformer_b0_300e.py'
 
-model = dict(
-    backbone=dict(arch='b1'),
-    head=dict(in_channels=256, hidden_dims=(1536, 1600)))
+model = dict(backbone=dict(arch='b1'))
 
 # 8 GPUs x 128 images; published lr per GPU 2.5e-4
 train_dataloader = dict(batch_size=128)

@@ -1,14 +1,12 @@
 # No results were published for b2, and its MESA was off by a slip in the settings: here
 # it is on.
-_base_ = '../_base_/recipes/lowformer.py'
+_base_ = './lowformer_b0_300e.py'
 
 model = dict(
     backbone=dict(arch='b2'),
     head=dict(in_channels=384, hidden_dims=(2304, 2560)),
-    train_cfg=dict(augments=[
-        dict(type='Mixup', alpha=0.2),
-        dict(type='CutMix', alpha=0.2)
-    ]))
+    train_cfg=dict(
+        augments=[dict(type='Mixup', alpha=0.2), dict(type='CutMix', alpha=0.2)]))
 
 train_pipeline = [
     *_base_.crop_and_flip,
@@ -18,9 +16,8 @@ train_pipeline = [
 ]
 
 # 8 GPUs x 170 images; published lr per GPU 1.25e-4
-train_dataloader = dict(batch_size=170, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=8 * 1.25e-4))
-auto_scale_lr = dict(base_batch_size=1360)
 
 custom_hooks = [
     _base_.average, _base_.norm_statistics,

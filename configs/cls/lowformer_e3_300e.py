@@ -1,29 +1,15 @@
-_base_ = '../_base_/recipes/lowformer.py'
+# augmentation, MESA and drop path of b3, but for stronger mixing
+_base_ = './lowformer_b3_300e.py'
 
 model = dict(
     backbone=dict(arch='e3'),
-    head=dict(in_channels=512, hidden_dims=(1536, 1600)),
-    train_cfg=dict(augments=[
-        dict(type='Mixup', alpha=0.3),
-        dict(type='CutMix', alpha=0.3)
-    ]))
-
-train_pipeline = [
-    *_base_.crop_and_flip,
-    dict(_base_.rand_augment, num_policies=2, magnitude_level=5),
-    _base_.random_erasing,
-    dict(type='PackInputs')
-]
+    train_cfg=dict(
+        augments=[dict(type='Mixup', alpha=0.3), dict(type='CutMix', alpha=0.3)]))
 
 # 8 GPUs x 50 images, 8 times accumulated; published lr per GPU 0.625e-4
-train_dataloader = dict(batch_size=50, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=50)
 optim_wrapper = dict(
     optimizer=dict(lr=8 * 8 * 0.625e-4),
     accumulative_counts=8,
     clip_grad=dict(clip_value=2.0 / 8))
 auto_scale_lr = dict(base_batch_size=400)
-
-custom_hooks = [
-    _base_.accumulation, _base_.average, _base_.norm_statistics,
-    dict(_base_.drop_path, rate=0.1, skip=2), _base_.mesa
-]

@@ -4,12 +4,7 @@ _base_ = './reduceformer_b1_300e.py'
 
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge',
-        scale=270,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic'),
+    dict(_base_.test_pipeline[1], scale=270),
     dict(type='CenterCrop', crop_size=256),
     dict(type='PackInputs')
 ]
@@ -19,5 +14,5 @@ test_dataloader = val_dataloader
 custom_hooks = [
     _base_.average,
     dict(_base_.norm_statistics, resolution=256, test=True),
-    _base_.drop_path
+    *_base_.custom_hooks[2:]
 ]

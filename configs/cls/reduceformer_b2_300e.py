@@ -1,12 +1,10 @@
-_base_ = '../_base_/recipes/reduceformer.py'
+_base_ = './reduceformer_b1_300e.py'
 
 model = dict(
     backbone=dict(arch='b2'),
     head=dict(in_channels=384, hidden_dims=(2304, 2560)),
-    train_cfg=dict(augments=[
-        dict(type='Mixup', alpha=0.2),
-        dict(type='CutMix', alpha=0.2)
-    ]))
+    train_cfg=dict(
+        augments=[dict(type='Mixup', alpha=0.2), dict(type='CutMix', alpha=0.2)]))
 
 train_pipeline = [
     *_base_.crop_and_flip,
@@ -14,14 +12,9 @@ train_pipeline = [
     _base_.random_erasing,
     dict(type='PackInputs')
 ]
-test_pipeline = [  # the whole short side
+test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge',
-        scale=224,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic'),
+    dict(_base_.test_pipeline[1], scale=224),  # the whole short side
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

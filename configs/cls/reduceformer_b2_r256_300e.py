@@ -1,15 +1,8 @@
-# The same training, evaluated at 256. Weights from a training that was evaluated at
-# another resolution can be tested too: batch norms are re-estimated on training data.
 _base_ = './reduceformer_b2_300e.py'
 
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge',
-        scale=256,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic'),
+    dict(_base_.test_pipeline[1], scale=256),
     dict(type='CenterCrop', crop_size=256),
     dict(type='PackInputs')
 ]
@@ -19,5 +12,5 @@ test_dataloader = val_dataloader
 custom_hooks = [
     _base_.average,
     dict(_base_.norm_statistics, resolution=256, test=True),
-    dict(_base_.drop_path, rate=0.1, skip=1)
+    *_base_.custom_hooks[2:]
 ]

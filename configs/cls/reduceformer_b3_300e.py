@@ -1,35 +1,7 @@
-_base_ = '../_base_/recipes/reduceformer.py'
+# augmentation and learning rate of b2
+_base_ = './reduceformer_b2_300e.py'
 
-model = dict(
-    backbone=dict(arch='b3'),
-    head=dict(in_channels=512, hidden_dims=(2304, 2560)),
-    train_cfg=dict(augments=[
-        dict(type='Mixup', alpha=0.2),
-        dict(type='CutMix', alpha=0.2)
-    ]))
-
-train_pipeline = [
-    *_base_.crop_and_flip,
-    dict(_base_.rand_augment, num_policies=2, magnitude_level=5),
-    _base_.random_erasing,
-    dict(type='PackInputs')
-]
-test_pipeline = [  # the whole short side
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge',
-        scale=224,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs')
-]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-optim_wrapper = dict(optimizer=dict(lr=8 * 4.0e-4))
+model = dict(backbone=dict(arch='b3'), head=dict(in_channels=512))
 
 custom_hooks = [
     _base_.average, _base_.norm_statistics,

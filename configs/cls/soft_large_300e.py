@@ -1,7 +1,6 @@
-_base_ = '../_base_/recipes/soft.py'
+_base_ = './soft_tiny_300e.py'
 
-model = dict(
-    backbone=dict(arch='large'), head=dict(in_channels=512))
+model = dict(backbone=dict(arch='large'))
 
 # 8 GPUs x 32 images, published base lr 3.3e-4 per 1024 images
 train_dataloader = dict(batch_size=32)

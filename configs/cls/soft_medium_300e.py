@@ -1,7 +1,6 @@
-_base_ = '../_base_/recipes/soft.py'
+_base_ = './soft_tiny_300e.py'
 
-model = dict(
-    backbone=dict(arch='medium'), head=dict(in_channels=512))
+model = dict(backbone=dict(arch='medium'))
 
 # 8 GPUs x 32 images, published base lr 3.5e-4 per 1024 images
 train_dataloader = dict(batch_size=32)

@@ -1,9 +1,6 @@
-_base_ = '../_base_/recipes/soft.py'
+_base_ = './soft_medium_300e.py'
 
-model = dict(
-    backbone=dict(arch='medium', normalized=True), head=dict(in_channels=512))
+model = dict(backbone=dict(normalized=True))
 
-# 8 GPUs x 32 images, published base lr 4e-4 per 1024 images
-train_dataloader = dict(batch_size=32)
+# published base lr 4e-4 per 1024 images
 optim_wrapper = dict(optimizer=dict(lr=4e-4 * 256 / 1024))
-auto_scale_lr = dict(base_batch_size=256)

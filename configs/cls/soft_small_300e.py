@@ -1,4 +1,3 @@
-_base_ = '../_base_/recipes/soft.py'
+_base_ = './soft_tiny_300e.py'
 
-model = dict(
-    backbone=dict(arch='small'), head=dict(in_channels=512))
+model = dict(backbone=dict(arch='small'))

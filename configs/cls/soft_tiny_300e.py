@@ -1,4 +1,3 @@
 _base_ = '../_base_/recipes/soft.py'
 
-model = dict(
-    backbone=dict(arch='tiny'), head=dict(in_channels=512))
+model = dict(backbone=dict(arch='tiny'), head=dict(in_channels=512))

@@ -1,17 +1,3 @@
-# The authors of EcoFormer released no detection settings: these are PVT's.
-_base_ = [
-    '../_base_/models/retinanet_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_1x_adamw_retinanet.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './ecoformer_pvt_b0_retinanet_1x.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.EcoFormerPVT',
-        arch='b1',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
-    neck=dict(in_channels=[64, 128, 320, 512]))
-
-custom_hooks = [dict(type='HashFittingHook')]
+model = dict(backbone=dict(arch='b1'), neck=dict(in_channels=[64, 128, 320, 512]))

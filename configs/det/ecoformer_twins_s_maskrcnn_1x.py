@@ -1,17 +1,5 @@
-# The authors of EcoFormer released no detection settings: these are PVT's.
-_base_ = [
-    '../_base_/models/mask-rcnn_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './ecoformer_pvt_b0_maskrcnn_1x.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.EcoFormerTwins',
-        arch='s',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.2),
+    backbone=dict(type='mmpretrain.EcoFormerTwins', arch='s', drop_path_rate=0.2),
     neck=dict(in_channels=[64, 128, 256, 512]))
-
-custom_hooks = [dict(type='HashFittingHook')]

@@ -1,10 +1,4 @@
-# The authors of EcoFormer released no detection settings: these are PVT's.
-_base_ = [
-    '../_base_/models/retinanet_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_1x_adamw_retinanet.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './ecoformer_pvt_b0_retinanet_1x.py'
 
 model = dict(
     backbone=dict(
@@ -13,5 +7,3 @@ model = dict(
         out_indices=(1, 2, 3),
         drop_path_rate=0.2),
     neck=dict(in_channels=[128, 256, 512], start_level=0))
-
-custom_hooks = [dict(type='HashFittingHook')]

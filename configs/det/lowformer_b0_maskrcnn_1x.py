@@ -1,9 +1,7 @@
 # The authors of LowFormer released no detection settings: these are PVT's.
 _base_ = [
-    '../_base_/models/mask-rcnn_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x_adamw.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/mask-rcnn_fpn.py', '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_1x_adamw.py', '../_base_/default_runtime.py'
 ]
 
 model = dict(

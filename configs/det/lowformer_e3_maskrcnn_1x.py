@@ -1,18 +1,5 @@
-# The authors of LowFormer released no detection settings: these are PVT's.
-_base_ = [
-    '../_base_/models/mask-rcnn_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './lowformer_b0_maskrcnn_1x.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.LowFormer',
-        arch='e3',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
+    backbone=dict(arch='e3', drop_path_rate=0.1),
     neck=dict(in_channels=[64, 128, 256, 512]))
-
-# Few images per GPU: batch statistics over all GPUs
-sync_bn = 'torch'

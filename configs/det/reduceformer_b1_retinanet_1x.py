@@ -1,9 +1,7 @@
 # The authors of ReduceFormer released no detection settings: these are PVT's.
 _base_ = [
-    '../_base_/models/retinanet_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_1x_adamw_retinanet.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/retinanet_fpn.py', '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_1x_adamw_retinanet.py', '../_base_/default_runtime.py'
 ]
 
 model = dict(

@@ -1,15 +1,3 @@
-# The authors of SOFT released no detection settings: these are PVT's.
-_base_ = [
-    '../_base_/models/mask-rcnn_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './soft_tiny_maskrcnn_1x.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.SOFT',
-        arch='medium',
-        out_indices=(0, 1, 2, 3),
-        pretrain_size=224),
-    neck=dict(in_channels=[64, 128, 288, 512]))
+model = dict(backbone=dict(arch='medium'), neck=dict(in_channels=[64, 128, 288, 512]))

@@ -1,19 +1,3 @@
-# The settings of the paper, of which no code was released.
-_base_ = [
-    '../_base_/models/mask-rcnn_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './swiftformer_xs_maskrcnn_1x.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.SwiftFormer',
-        arch='s',
-        out_indices=(0, 1, 2, 3),
-        output_norm=True),
-    neck=dict(in_channels=[48, 64, 168, 224]))
-
-# 8 GPUs x 4 images, as published
-train_dataloader = dict(batch_size=4)
-auto_scale_lr = dict(base_batch_size=32)
+model = dict(backbone=dict(arch='s'), neck=dict(in_channels=[48, 64, 168, 224]))

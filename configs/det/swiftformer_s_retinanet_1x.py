@@ -1,15 +1,3 @@
-# SwiftFormer was published without RetinaNet: the settings are PVT's.
-_base_ = [
-    '../_base_/models/retinanet_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_1x_adamw_retinanet.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './swiftformer_xs_retinanet_1x.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.SwiftFormer',
-        arch='s',
-        out_indices=(1, 2, 3),
-        output_norm=True),
-    neck=dict(in_channels=[64, 168, 224], start_level=0))
+model = dict(backbone=dict(arch='s'), neck=dict(in_channels=[64, 168, 224]))

@@ -1,9 +1,7 @@
 # The authors of EcoFormer released no segmentation settings: these are PVT's.
 _base_ = [
-    '../_base_/models/fpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade_80k_adamw.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/fpn.py', '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade_80k_adamw.py', '../_base_/default_runtime.py'
 ]
 
 model = dict(

@@ -1,17 +1,3 @@
-# The authors of EcoFormer released no segmentation settings: these are PVT's.
-_base_ = [
-    '../_base_/models/fpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade_80k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './ecoformer_pvt_b0_fpn_80k.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.EcoFormerPVT',
-        arch='b2',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
-    neck=dict(in_channels=[64, 128, 320, 512]))
-
-custom_hooks = [dict(type='HashFittingHook')]
+model = dict(backbone=dict(arch='b2'), neck=dict(in_channels=[64, 128, 320, 512]))

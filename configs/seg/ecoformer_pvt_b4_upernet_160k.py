@@ -1,18 +1,6 @@
-# The authors of EcoFormer released no segmentation settings: these are Swin's.
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './ecoformer_pvt_b0_upernet_160k.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.EcoFormerPVT',
-        arch='b4',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
+    backbone=dict(arch='b4'),
     decode_head=dict(in_channels=[64, 128, 320, 512]),
     auxiliary_head=dict(in_channels=320))
-
-custom_hooks = [dict(type='HashFittingHook')]

@@ -1,19 +1,6 @@
-# The authors of LowFormer released no segmentation settings: these are Swin's.
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './lowformer_b0_upernet_160k.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.LowFormer',
-        arch='b15',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
+    backbone=dict(arch='b15', drop_path_rate=0.1),
     decode_head=dict(in_channels=[40, 80, 160, 320]),
     auxiliary_head=dict(in_channels=160))
-
-# Few images per GPU: batch statistics over all GPUs
-sync_bn = 'torch'

@@ -1,19 +1,3 @@
-# The authors of LowFormer released no segmentation settings: these are Swin's.
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './lowformer_b0_upernet_160k.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.LowFormer',
-        arch='b1',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.05),
-    decode_head=dict(in_channels=[32, 64, 128, 256]),
-    auxiliary_head=dict(in_channels=128))
-
-# Few images per GPU: batch statistics over all GPUs
-sync_bn = 'torch'
+model = dict(backbone=dict(arch='b1'))

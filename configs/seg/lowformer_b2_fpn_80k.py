@@ -1,18 +1,5 @@
-# The authors of LowFormer released no segmentation settings: these are PVT's.
-_base_ = [
-    '../_base_/models/fpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade_80k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './lowformer_b0_fpn_80k.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.LowFormer',
-        arch='b2',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
+    backbone=dict(arch='b2', drop_path_rate=0.1),
     neck=dict(in_channels=[48, 96, 192, 384]))
-
-# Few images per GPU: batch statistics over all GPUs
-sync_bn = 'torch'

@@ -1,20 +1,6 @@
-# The authors of ReduceFormer released no segmentation settings: these are Swin's.
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './reduceformer_b1_upernet_160k.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.ReduceFormer',
-        arch='b3',
-        out_indices=(0, 1, 2, 3),
-        pretrain_size=224,
-        drop_path_rate=0.1),
+    backbone=dict(arch='b3', drop_path_rate=0.1),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256))
-
-# Few images per GPU: batch statistics over all GPUs
-sync_bn = 'torch'

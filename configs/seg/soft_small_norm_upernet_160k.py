@@ -1,17 +1,3 @@
-# The authors of SOFT released no segmentation settings: these are Swin's.
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './soft_small_upernet_160k.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.SOFT',
-        arch='small',
-        normalized=True,
-        out_indices=(0, 1, 2, 3),
-        pretrain_size=224),
-    decode_head=dict(in_channels=[64, 128, 320, 512]),
-    auxiliary_head=dict(in_channels=320))
+model = dict(backbone=dict(normalized=True))

@@ -1,9 +1,7 @@
 # The authors of SOFT released no segmentation settings: these are Swin's.
 _base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/upernet.py', '../_base_/datasets/ade20k_bs2.py',
+    '../_base_/schedules/ade_160k_adamw.py', '../_base_/default_runtime.py'
 ]
 
 model = dict(

@@ -1,16 +1,6 @@
-# SwiftFormer was published without UperNet: the settings are Swin's.
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k_bs2.py',
-    '../_base_/schedules/ade_160k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './swiftformer_xs_upernet_160k.py'
 
 model = dict(
-    backbone=dict(
-        type='mmpretrain.SwiftFormer',
-        arch='l1',
-        out_indices=(0, 1, 2, 3),
-        output_norm=True),
+    backbone=dict(arch='l1'),
     decode_head=dict(in_channels=[48, 96, 192, 384]),
     auxiliary_head=dict(in_channels=192))

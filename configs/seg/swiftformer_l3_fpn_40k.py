@@ -1,15 +1,3 @@
-# The settings of the paper, of which no code was released.
-_base_ = [
-    '../_base_/models/fpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade_40k_adamw.py',
-    '../_base_/default_runtime.py'
-]
+_base_ = './swiftformer_xs_fpn_40k.py'
 
-model = dict(
-    backbone=dict(
-        type='mmpretrain.SwiftFormer',
-        arch='l3',
-        out_indices=(0, 1, 2, 3),
-        output_norm=True),
-    neck=dict(in_channels=[64, 128, 320, 512]))
+model = dict(backbone=dict(arch='l3'), neck=dict(in_channels=[64, 128, 320, 512]))

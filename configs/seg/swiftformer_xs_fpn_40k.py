@@ -1,9 +1,7 @@
 # The settings of the paper, of which no code was released.
 _base_ = [
-    '../_base_/models/fpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade_40k_adamw.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/fpn.py', '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade_40k_adamw.py', '../_base_/default_runtime.py'
 ]
 
 model = dict(

@@ -2,8 +2,10 @@
 
 A new family adds its row to ``FAMILIES``.
 """
+import ast
 import copy
 import functools
+import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 
 import mm_efficient  # noqa: F401
 
@@ -117,3 +120,53 @@ def build_model(name):
 def meta_model(name):
     with torch.device('meta'):
         return build_model(name).eval()
+
+
+def meta_backbone(name):
+    """The backbone alone: the configs that have the same one share it."""
+    config = load(name)
+    return _meta_backbone(repr(config.model.backbone.to_dict()), config.default_scope)
+
+
+@functools.cache
+def _meta_backbone(config, scope):
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+        return MODELS.build(ast.literal_eval(config)).eval()
+
+
+def smallest(name):
+    """The config of the same kind and method for the smallest variant of a family."""
+    leaf = EXPECTED[name]
+    family = FAMILIES[leaf.family]
+    kind = leaf.variant.removeprefix(f'{family.prefix}_{leaf.arch}')
+    kind = '' if kind in family.kinds else kind
+    return f'{leaf.task}/{family.example}{kind}_{leaf.method}'
+
+
+# What a run reads of a config. The rest are names that other configs build on.
+EXECUTED = {*inspect.signature(Runner.__init__).parameters, 'custom_imports', 'sync_bn'}
+
+
+def differing_keys(first, second):
+    """Keys at which two configs differ, entries of lists by their type."""
+    return set(_differing(*({key: value for key, value in config.items()
+                             if key in EXECUTED} for config in (first, second))))
+
+
+def _differing(first, second, path=''):
+    if isinstance(first, list) and isinstance(second, list):
+        first, second = _by_type(first), _by_type(second)
+        if [key for key in first if key in second] != [
+                key for key in second if key in first]:
+            yield path[1:]  # another order
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in first.keys() | second.keys():
+            yield from _differing(first.get(key), second.get(key), f'{path}.{key}')
+    elif first != second:
+        yield path[1:]
+
+
+def _by_type(entries):
+    kinds = [e.get('type') if isinstance(e, dict) else None for e in entries]
+    unique = None not in kinds and len(set(kinds)) == len(kinds)
+    return dict(zip(kinds, entries)) if unique else entries

@@ -2,11 +2,13 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 from config_grid import load
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from published import lookup
 from timm.scheduler import CosineLRScheduler
 
 IMAGES = 1281167  # of ImageNet-1K's training set
@@ -48,6 +50,10 @@ class Recipe:
             runner.param_schedulers)
         self.epoch_length = len(runner.train_dataloader)
 
+    def value(self, key):
+        """What the config has at a key of the tables in docs/recipes.md."""
+        return lookup(self.cfg, key)
+
     def lr(self, epoch, iteration=0):
         """Learning rate of an iteration of an epoch, without those before it."""
         for scheduler in self.runner.param_schedulers:
@@ -87,14 +93,32 @@ class Recipe:
                 if type(module).__name__ == 'DropPath'}
 
 
-def timm_lr(epoch, lr, epochs, warm_up, warm_up_lr, lr_min):
-    """Learning rate of an epoch in a training script that uses timm's schedule."""
+def check_timm_schedule(run, epochs):
+    """Learning rates are those of a training script with timm's schedule."""
+    schedule = run.value('param_scheduler.WarmUpCosineLR')
+    lr = run.value('optim_wrapper.optimizer.lr')
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = CosineLRScheduler(
-        optimizer, t_initial=epochs, lr_min=lr_min, warmup_t=warm_up,
-        warmup_lr_init=warm_up_lr, cycle_limit=1)
-    scheduler.step(epoch)
-    return optimizer.param_groups[0]['lr']
+        optimizer, t_initial=schedule.T_max, lr_min=schedule.eta_min,
+        warmup_t=schedule.warm_up, warmup_lr_init=schedule.warm_up_lr, cycle_limit=1)
+    batch = GPUS * run.value('train_dataloader.batch_size')
+    assert run.epoch_length == IMAGES // batch
+    assert run.loop.max_epochs == schedule.T_max
+    for epoch in (*epochs, schedule.T_max - 1):
+        scheduler.step(epoch)
+        assert run.lr(epoch) == pytest.approx(optimizer.param_groups[0]['lr'])
+
+
+def check_adamw(run, exempt):
+    """AdamW decays all parameters but the exempt ones: takes name and parameter."""
+    wrapper = run.runner.optim_wrapper
+    assert type(wrapper.optimizer) is torch.optim.AdamW
+    assert wrapper.defaults['betas'] == run.value('optim_wrapper.optimizer.betas')
+    weight_decay = run.value('optim_wrapper.optimizer.weight_decay')
+    assert weight_decay > 0
+    assert run.decay() == {
+        key: 0 if exempt(key, parameter) else weight_decay
+        for key, parameter in run.runner.model.named_parameters()}
 
 
 def transforms(name, part='train'):
@@ -116,10 +140,9 @@ def evaluated(name):
     return side, crop[0]
 
 
-def check_rand_augment(transform, policies, magnitude, std):
-    """RandAugment is timm's ``rand-n{policies}-m{magnitude}-mstd{std}-inc1``."""
-    assert (transform.num_policies, transform.magnitude_level, transform.magnitude_std,
-            transform.total_level) == (policies, magnitude, std, 10)
+def check_rand_augment(transform):
+    """RandAugment is timm's ``rand-n?-m?-mstd?-inc1``."""
+    assert transform.total_level == 10
     kinds = [type(t).__name__ for t in transform.transforms]
     assert len(kinds) == 15 and len(set(kinds)) == 13
     assert all(t.prob == 0.5 for t in transform.transforms)
@@ -127,11 +150,13 @@ def check_rand_augment(transform, policies, magnitude, std):
             if type(t).__name__ == 'Translate'} == {(0, 0.45)}
 
 
-def mixing(model):
-    """Parameters of Mixup and CutMix of a classifier, equally likely."""
-    augments = model.data_preprocessor.batch_augments
-    assert augments.probs is None
-    return {type(a).__name__: a.alpha for a in augments.augments}
+def check_mixing(run):
+    """Mixup and CutMix of a classifier are equally likely, and as in its config."""
+    mixing = run.runner.model.data_preprocessor.batch_augments
+    assert mixing.probs is None
+    assert {type(augment).__name__: augment.alpha for augment in mixing.augments} == {
+        kind: run.value(f'model.train_cfg.augments.{kind}.alpha')
+        for kind in ('Mixup', 'CutMix')}
 
 
 def soft_cross_entropy(logits, scores, smoothing=0.1):

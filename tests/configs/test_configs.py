@@ -1,6 +1,6 @@
 """Every config: its name against its content, and the fit of its model's parts.
 
-Models are built on the meta device, all 50 of SOFT in a few seconds.
+Of larger variants, which inherit the smallest, only the backbone is built.
 """
 import inspect
 import re
@@ -13,8 +13,11 @@ from config_grid import (
     FAMILIES,
     ON_DISK,
     backbone_class,
+    differing_keys,
     load,
+    meta_backbone,
     meta_model,
+    smallest,
 )
 from mmpretrain.registry import MODELS
 
@@ -97,29 +100,47 @@ def test_name_says_how_long(name):
 
 
 @EVERY_LEAF
-def test_model_fits_backbone(name):
-    leaf = EXPECTED[name]
-    model = meta_model(name)
-    backbone = model.backbone
+def test_heads_fit_backbone(name):
+    leaf, config = EXPECTED[name], load(name).model
+    backbone = meta_backbone(name)
     assert type(backbone) is backbone_class(leaf.family)
     widths = backbone.feature_channels
+    if leaf.task == 'cls':
+        assert config.head.in_channels == widths[-1]
+        return
+    given = config.neck if 'neck' in config else config.decode_head
+    assert tuple(given.in_channels) == tuple(widths[i] for i in backbone.out_indices)
+    if 'auxiliary_head' in config:
+        head = config.auxiliary_head
+        assert head.in_channels == widths[head.in_index]
+
+
+# What a larger variant of det and seg may set.
+OF_VARIANTS = {
+    'model.backbone.arch', 'model.backbone.normalized', 'model.backbone.drop_path_rate',
+    'model.neck.in_channels', 'model.decode_head.in_channels',
+    'model.auxiliary_head.in_channels'
+}
+
+
+@pytest.mark.parametrize('name', [n for n in ON_DISK if not n.startswith('cls')])
+def test_variants_are_trained_as_the_smallest(name):
+    assert differing_keys(load(name), load(smallest(name))) <= OF_VARIANTS
+
+
+@pytest.mark.parametrize('name', sorted(set(map(smallest, ON_DISK))))
+def test_parts_fit_each_other(name):
+    leaf, config, model = EXPECTED[name], load(name).model, meta_model(name)
     if leaf.task == 'cls':
         images = torch.empty(2, 3, 64, 64, device='meta')
         assert model(images, mode='tensor').shape == (2, 1000)
         return
 
-    config = load(name).model
-    given = config.neck if 'neck' in config else config.decode_head
-    levels = model.backbone.out_indices
-    assert tuple(given.in_channels) == tuple(widths[i] for i in levels)
-    if 'auxiliary_head' in config:
-        head = config.auxiliary_head
-        assert head.in_channels == widths[head.in_index]
-
     # What the backbone contract promises for an image of 128 x 256
+    widths = model.backbone.feature_channels
     pyramid = tuple(
         torch.empty(2, widths[i], 32 // 2**i, 64 // 2**i, device='meta')
-        for i in levels)
+        for i in model.backbone.out_indices)
     if model.with_neck:
         pyramid = model.neck(pyramid)
     method = leaf.method.rpartition('_')[0]
@@ -156,10 +177,10 @@ def test_classifier_weights_fit(name):
     leaf = EXPECTED[name]
     family = FAMILIES[leaf.family]
     classifier = name if leaf.task == 'cls' else f'cls/{leaf.variant}_{family.cls}'
-    classifier = meta_model(classifier).backbone.state_dict()
-    model = meta_model(name).backbone
-    backbone = model.state_dict()
-    shapes = {key: tensor.shape for key, tensor in backbone.items()}
+    classifier = meta_backbone(classifier).state_dict()
+    shapes = {
+        key: tensor.shape for key, tensor in meta_backbone(name).state_dict().items()
+    }
     given = {
         key: tensor.shape
         for key, tensor in classifier.items()

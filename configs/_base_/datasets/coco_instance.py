@@ -2,25 +2,14 @@
 _base_ = './coco_detection.py'
 
 train_pipeline = [
-    # Pillow tells a broken file from a picture: it is skipped in training.
-    dict(
-        type='LoadImageFromFile',
-        imdecode_backend='pillow',
-        ignore_empty=True),
+    _base_.train_pipeline[0],
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
+    *_base_.train_pipeline[2:]
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # after `Resize`: the ground truth is compared at the original size
+    *_base_.test_pipeline[:2],
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+    *_base_.test_pipeline[3:]
 ]
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -10,12 +10,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge',
-        scale=256,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic'),
+    dict(_base_.test_pipeline[1], scale=256),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

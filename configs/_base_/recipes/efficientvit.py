@@ -37,12 +37,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     # centre crop of 0.95: 224 / 0.95 = 236
-    dict(
-        type='ResizeEdge',
-        scale=236,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic'),
+    dict(_base_.test_pipeline[1], scale=236),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

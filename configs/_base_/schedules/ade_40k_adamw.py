@@ -4,13 +4,5 @@ _base_ = './ade_80k_adamw.py'
 
 train_cfg = dict(max_iters=40000, val_interval=4000)
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
-param_scheduler = [
-    dict(
-        type='PolyLR',
-        eta_min=0.0,
-        power=0.9,
-        begin=0,
-        end=40000,
-        by_epoch=False)
-]
+param_scheduler = [dict(_base_.param_scheduler[0], end=40000)]
 default_hooks = dict(checkpoint=dict(interval=4000))
