@@ -72,28 +72,32 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
     if weights is not None:
         check_weights(cfg, weights, checkpoint)
     meta = dataset_meta(cfg, weights or {})
-    cfg, device = copy.deepcopy(cfg), device or get_device()
+    device = device or get_device()
     with warnings.catch_warnings(), explain(f'the model cannot be loaded on {device}'):
         warnings.simplefilter('ignore', UserWarning)  # about names that meta replaces
-        if cfg.default_scope == 'mmpretrain':
-            from mmpretrain.apis import ImageClassificationInferencer
-            from mmpretrain.utils import progress
-            progress.disable_progress_bar = True
-            inferencer = ImageClassificationInferencer(
-                cfg, checkpoint, device, classes=meta['classes'])
-        elif cfg.default_scope == 'mmdet':
-            from mmdet.apis import DetInferencer
-            cfg.visualizer = dict(type='DetLocalVisualizer')
-            inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
-            meta = inferencer.visualizer.dataset_meta = {'palette': 'random', **meta}
-        else:
-            from mmseg.apis import MMSegInferencer
-            cfg.visualizer = dict(type='SegLocalVisualizer')
-            inferencer = MMSegInferencer(cfg, checkpoint, device=device)
-            inferencer.show_progress = False
-            size = len(meta['classes']), 3
-            palette = np.random.RandomState(0).randint(256, size=size).tolist()
-            meta = {'palette': palette, **meta}
+        return _build(copy.deepcopy(cfg), checkpoint, device, meta)
+
+
+def _build(cfg: Config, checkpoint: str, device: str, meta: dict) -> Any:
+    if cfg.default_scope == 'mmpretrain':
+        from mmpretrain.apis import ImageClassificationInferencer
+        from mmpretrain.utils import progress
+        progress.disable_progress_bar = True
+        inferencer = ImageClassificationInferencer(
+            cfg, checkpoint, device, classes=meta['classes'])
+    elif cfg.default_scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+        cfg.visualizer = dict(type='DetLocalVisualizer')
+        inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
+        meta = inferencer.visualizer.dataset_meta = {'palette': 'random', **meta}
+    else:
+        from mmseg.apis import MMSegInferencer
+        cfg.visualizer = dict(type='SegLocalVisualizer')
+        inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        inferencer.show_progress = False
+        size = len(meta['classes']), 3
+        palette = np.random.RandomState(0).randint(256, size=size).tolist()
+        meta = {'palette': palette, **meta}
     inferencer.model.dataset_meta = meta
     return inferencer
 
