@@ -1,6 +1,7 @@
 """Published values from the pages' tables, for the tests next to this file.
 
-They are on docs/recipes.md, and on the pages of families in docs/families/. A table belongs to the last line ``Configs: `pattern`, ...`` before it. Its columns are
+They are on docs/recipes.md and on the pages of families, docs/families/. A table belongs to
+the last line ``Configs: `pattern`, ...`` before it. Its columns are
 the setting, the keys of it, one per group of configs, and at most one of remarks.
 """
 import functools
