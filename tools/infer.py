@@ -53,8 +53,9 @@ def parse_args(argv=None):
                         help='for a checkpoint that was trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE',
-                        help='override settings of the config; num_classes=N sets '
-                        'every head')
+                        help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     return parser.parse_args(argv)
 
 
@@ -65,7 +66,8 @@ def predict_all(args):
     if out_dir.resolve() == files[0].resolve().parent:
         raise InputError(f'--out-dir {out_dir} is where the photographs are; the '
                          'pictures are called like them. Name another folder.')
-    cfg = load_config(args.config, args.cfg_options, args.mini)
+    cfg = load_config(args.config, args.cfg_options, args.mini,
+                      num_classes=args.num_classes)
     check_output(out_dir / 'predictions.json', ['.json'])
     predictor = build_predictor(cfg, args.checkpoint, args.device, args.score_thr)
     labels = out_dir / 'labels' if hasattr(predictor, 'save_labels') else None

@@ -79,6 +79,8 @@ def parse_args(argv=None):
                         help='for a checkpoint that was trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     return parser.parse_args(argv)
 
 
@@ -111,7 +113,8 @@ def make_figure(args):
     if others:
         raise InputError(f'{args.image} is a folder; expected one photograph.')
     check_output(args.out, FIGURE_SUFFIXES)
-    cfg = load_config(args.config, args.cfg_options, args.mini)
+    cfg = load_config(args.config, args.cfg_options, args.mini,
+                      num_classes=args.num_classes)
     original = read_image(image)
     photo = read_image(image, args.size or SHORT_SIDES[cfg.default_scope])
     pixel = place_token(args.token, original, photo)

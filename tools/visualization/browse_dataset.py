@@ -15,7 +15,8 @@ from rich.progress import track
 import mm_efficient  # noqa: F401
 from mm_efficient.errors import InputError
 from mm_efficient.files import check_output
-from mm_efficient.runs.configs import load_config, start
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.mini import generate_mini_data
 from mm_efficient.visualization.datasets import (
     build_dataset,
     build_visualizer,
@@ -34,7 +35,7 @@ EXAMPLES = r"""examples:
         --index 17 --number 8
   validation images, data somewhere else:
     python tools/visualization/browse_dataset.py configs/seg/soft_tiny_fpn_80k.py \
-        --part val --cfg-options data_root=/datasets/ade
+        --part val --data-root /datasets/ade
   the generated miniature data set:
     python tools/visualization/browse_dataset.py CONFIG --mini
 """
@@ -60,10 +61,11 @@ def parse_args(argv=None):
                         help='seed of the augmentation (default: 0)')
     parser.add_argument('--mini', action='store_true',
                         help='the miniature data set, drawn on first use')
+    parser.add_argument('--data-root', metavar='FOLDER',
+                        help='folder to read all data sets from')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE',
-                        help='override settings of the config; data_root=FOLDER moves '
-                        'all data sets')
+                        help='override settings of the config')
     args = parser.parse_args(argv)
     if args.number < 1 or args.columns < 1:
         parser.error('--number and --columns are at least 1')
@@ -73,8 +75,10 @@ def parse_args(argv=None):
 def make_figure(args):
     """Draw the samples."""
     check_output(args.out, FIGURE_SUFFIXES)
-    cfg = load_config(args.config, args.cfg_options, args.mini)
-    start(cfg, 'none', args.mini)
+    cfg = load_config(args.config, args.cfg_options, args.mini,
+                      data_root=args.data_root)
+    if args.mini:
+        generate_mini_data(cfg.default_scope)
     dataset = build_dataset(cfg, args.part)
     visualizer = build_visualizer(cfg, dataset.metainfo)
     indices = choose_indices(len(dataset), args.number, args.index)
