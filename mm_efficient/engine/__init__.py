@@ -7,7 +7,7 @@ from .hooks import AccumulationRestartHook, SeedIterationHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .precise_bn import ReestimateBNHook
 from .progress import DropPathProgressHook, MESAHook
-from .report import MiniReportHook, PredictionImageHook
+from .report import MiniReportHook, PictureHook
 from .resolution import BatchResizedCrop, BatchResolution, ResolutionBatchSampler
 from .schedulers import WarmUpCosineLR
 from .seeding import SampleIndex, SeededSampler, SeedSample, seed_everything
@@ -16,7 +16,7 @@ __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
     'BatchResizedCrop', 'BatchResolution', 'CPUDistributedDataParallel',
     'DropPathProgressHook', 'HashFittingHook', 'LayerDecayOptimWrapperConstructor',
-    'MESAHook', 'MiniReportHook', 'PredictionImageHook', 'ReestimateBNHook',
+    'MESAHook', 'MiniReportHook', 'PictureHook', 'ReestimateBNHook',
     'ResolutionBatchSampler', 'SampleIndex', 'SeedIterationHook', 'SeedSample',
     'SeededSampler', 'WarmUpCosineLR', 'WarmUpEMA', 'seed_everything'
 ]

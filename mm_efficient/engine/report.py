@@ -1,9 +1,8 @@
-"""What runs write beside logs and checkpoints: images, predictions, a report."""
+"""What runs show: pictures, predictions, and --mini before against after."""
 import json
+import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mmcv
 import torch
@@ -11,22 +10,19 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, find_latest_checkpoint
-from mmengine.structures import BaseDataElement
-
-from ..files import whole_file
+from mmengine.runner import find_latest_checkpoint
 
 
-def evaluate(runner: Runner) -> dict[str, float]:
+def evaluate(runner):
     """Run the validation set through the model, without any hook.
 
     Args:
-        runner (Runner): Runner with a validation loop.
+        runner (Runner): Runner whose validation loop is built.
 
     Returns:
         dict[str, float]: The metrics.
     """
-    loop: Any = runner.val_loop
+    loop = runner.val_loop
     runner.model.eval()
     with torch.no_grad():
         for batch in loop.dataloader:
@@ -35,12 +31,12 @@ def evaluate(runner: Runner) -> dict[str, float]:
     return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
-def draw_prediction(visualizer: Any, sample: Any, folder: Path) -> None:
-    """Draw the prediction for an image, beside the ground truth if there is one.
+def draw(visualizer, sample, folder):
+    """Draw the prediction for an image, beside the truth where there is one.
 
     Args:
-        visualizer (Visualizer): The task's.
-        sample (BaseDataElement): Prediction, with ``img_path``.
+        visualizer (Visualizer): Of the task.
+        sample (DataElement): Prediction, with ``img_path``.
         folder (Path): Where to write ``<image name>.jpg``.
     """
     name = Path(sample.img_path).stem
@@ -56,11 +52,12 @@ def draw_prediction(visualizer: Any, sample: Any, folder: Path) -> None:
 
 
 @HOOKS.register_module()
-class PredictionImageHook(Hook):
-    """Write an image with every prediction of a test.
+class PictureHook(Hook):
+    """Write a picture of every prediction of a test.
 
-    Same for the three tasks: ``out_dir/<image name>.jpg``. Of several processes only
-    the first draws, its share of the images, as MMEngine's visualizers do.
+    The same for the three tasks: ``out_dir/<image name>.jpg``. Of several
+    processes only the first draws, its share of the pictures, as MMEngine's
+    visualizers do.
 
     Args:
         out_dir (str): Folder to write to.
@@ -68,25 +65,25 @@ class PredictionImageHook(Hook):
 
     priority = 'LOWEST'
 
-    def __init__(self, out_dir: str):
+    def __init__(self, out_dir):
         self.out_dir = Path(out_dir)
 
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                        outputs: Sequence[BaseDataElement] | None = None) -> None:
+    def after_test_iter(self, runner, batch_idx, data_batch=None,
+                        outputs=None):
         """Draw the predictions of a batch."""
-        for sample in outputs or ():
-            draw_prediction(runner.visualizer, sample, self.out_dir)
+        for sample in outputs:
+            draw(runner.visualizer, sample, self.out_dir)
 
 
 class DumpSegResults(DumpResults):
     """Write the label maps of a segmentor to a pickle.
 
-    Leaves out the ground truth and the scores of all classes, which take 180 MB for an
-    image of 640 x 480 pixels and 150 classes.
+    Without the scores of every class, which take 180 MB for a photograph of
+    640 x 480 and 150 classes, and without the truth.
     """
 
-    def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
-        """Keep the label maps of a batch, (1, H, W) each."""
+    def process(self, data_batch, predictions):
+        """Keep the labels of a batch, (1, H, W) each."""
         for sample in predictions:
             kept = {
                 key: value for key, value in sample.items()
@@ -99,22 +96,22 @@ class DumpSegResults(DumpResults):
 
 @HOOKS.register_module()
 class MiniReportHook(Hook):
-    """Report metrics before and after a short training, and draw predictions.
+    """Evaluate before and after training, draw predictions, report it all.
 
     Args:
-        num_images (int): Number of predictions to draw. Defaults to 12.
+        num_pictures (int): Number of pictures to draw. Defaults to 12.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, num_images: int = 12):
-        self.num_images = num_images
-        self.metrics: dict[str, float] = {}
+    def __init__(self, num_pictures=12):
+        self.num_pictures = num_pictures
+        self.metrics = {}
         self.seen = 0
-        self.drawn = 0
+        self.pictures = 0
 
-    def before_train(self, runner: Runner) -> None:
-        """Evaluate the untrained model, unless training is resumed."""
+    def before_train(self, runner):
+        """Evaluate the model as initialized, unless training is resumed."""
         self.start = time.time()
         self.work_dir = Path(runner.work_dir)
         self.baseline_file = self.work_dir / 'untrained.json'
@@ -123,31 +120,29 @@ class MiniReportHook(Hook):
         runner.logger.info('Evaluating the untrained model ...')
         metrics = evaluate(runner)
         if is_main_process():
-            with whole_file(self.baseline_file) as draft:
-                draft.write_text(json.dumps(
-                    {key: float(value) for key, value in metrics.items()}))
+            draft = self.baseline_file.with_suffix('.tmp')
+            draft.write_text(json.dumps(
+                {key: float(value) for key, value in metrics.items()}))
+            os.replace(draft, self.baseline_file)
         self.start = time.time()
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                       outputs: Sequence[BaseDataElement] | None = None) -> None:
-        """Draw some predictions of the last validation."""
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        """Draw predictions all over the last validation."""
         if runner.iter < runner.max_iters or not is_main_process():
             return
-        loop: Any = runner.val_loop
-        every = max(1, len(loop.dataloader.dataset) // self.num_images)
-        for sample in outputs or ():
-            if self.seen % every == 0 and self.drawn < self.num_images:
-                draw_prediction(
-                    runner.visualizer, sample, self.work_dir / 'predictions')
-                self.drawn += 1
+        loader = runner.val_loop.dataloader
+        every = max(1, len(loader.dataset) // self.num_pictures)
+        for sample in outputs:
+            if self.seen % every == 0 and self.pictures < self.num_pictures:
+                draw(runner.visualizer, sample, self.work_dir / 'predictions')
+                self.pictures += 1
             self.seen += 1
 
-    def after_val_epoch(self, runner: Runner,
-                        metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner, metrics=None):
         """Keep the latest metrics."""
         self.metrics = metrics or {}
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner):
         """Print the report."""
         if not is_main_process():
             return
@@ -163,7 +158,8 @@ class MiniReportHook(Hook):
         rows += [
             '', f'trained in {minutes:.1f} minutes, validation included',
             f'checkpoint: {find_latest_checkpoint(runner.work_dir)}',
-            f'images of {self.drawn} predictions: {self.work_dir / "predictions"}'
+            f'pictures of {self.pictures} predictions: '
+            f'{self.work_dir / "predictions"}'
         ]
-        runner.logger.info('Miniature data set, validation split, before and after '
-                           'training:\n' + '\n'.join(rows))
+        runner.logger.info('Miniature data set, same settings, validation '
+                           'part:\n' + '\n'.join(rows))

@@ -107,7 +107,7 @@ def prepare_testing(config: str | Path | Config,
         drop_teacher(cfg)
         cfg.load_from = str(checkpoint)
         if show_dir is not None:
-            add_hook(cfg, dict(type='PredictionImageHook', out_dir=str(show_dir)))
+            add_hook(cfg, dict(type='PictureHook', out_dir=str(show_dir)))
         if show:
             show_predictions(cfg, wait_time)
     join_processes(cfg, launcher)
