@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 from mm_efficient.engine.seeding import SampleIndex, SeedSample, seed_everything
-from mm_efficient.runs import build_runner, mini, prepare_training
+from mm_efficient.runs import build_runner, prepare_training
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = dict(
@@ -55,19 +55,6 @@ def run(task, folder, workers, resume=None, name=None, **options):
     runner.register_hook(recorder)
     runner.train()
     return runner, recorder.losses
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """Four training images at half the size of a --mini run."""
-    monkeypatch.chdir(tmp_path)
-    prepare = mini.prepare
-    monkeypatch.setattr(
-        mini, 'prepare',
-        lambda name: prepare(name, num_train=4, num_val=1))
-    for recipe in mini.RECIPES.values():
-        monkeypatch.setitem(recipe, 'size', 64)
-    return tmp_path
 
 
 # With workers a loop of epochs and one of iterations

@@ -1,0 +1,15 @@
+import pytest
+
+from mm_efficient.runs import mini
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An empty working folder; --mini has few images at half the usual size."""
+    monkeypatch.chdir(tmp_path)
+    prepare = mini.prepare
+    monkeypatch.setattr(
+        mini, 'prepare', lambda name: prepare(name, num_train=4, num_val=2))
+    for recipe in mini.RECIPES.values():
+        monkeypatch.setitem(recipe, 'size', 64)
+    return tmp_path
