@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from config_grid import EXPECTED, differing_keys, load
+from config_grid import LEAVES, differing_keys, load
 from recipe_runner import (
     GPUS,
     IMAGES,
@@ -39,8 +39,8 @@ def test_augmentation(variant, recipe):
 
 
 @pytest.mark.parametrize('config', [
-    config for config, leaf in EXPECTED.items()
-    if leaf.task == 'cls' and leaf.family == 'LowFormer'])
+    config for config, leaf in LEAVES.items()
+    if leaf.task == 'cls' and leaf.variant.startswith('lowformer_')])
 def test_accumulation(config):
     wrapper = load(config).optim_wrapper
     count = wrapper.get('accumulative_counts', 1)
