@@ -50,8 +50,8 @@ def check_model(cfg: Config, pretrained: bool = True) -> None:
     Args:
         cfg (Config): Config of the run.
         pretrained (bool): Whether to check the weights that ``init_cfg`` names, too.
-            Addresses are left to MMEngine; ``published://`` is fetched and converted,
-            and kept for loading. Defaults to True.
+            ``published://`` is fetched, converted and kept for loading; other
+            addresses are left to MMEngine. Defaults to True.
 
     Raises:
         InputError: If it cannot be built, its weights do not fit, or neck or head
@@ -141,12 +141,10 @@ def _compare_channels(name: str, given: Any, widths: list[int], index: Any,
 
 def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
     path, prefix = str(init_cfg.get('checkpoint')), init_cfg.get('prefix')
-    if not is_local(path.removeprefix(SCHEME)):
-        return
     try:
         if path.startswith(SCHEME):
             match_pretrained(backbone, path, prefix, keep=True)
-        else:
+        elif is_local(path):
             content = check_checkpoint(path) or {}
             match_state_dict(
                 backbone, content.get('state_dict', content), path, prefix)
