@@ -57,8 +57,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--mini', action='store_true',
                         help='for a checkpoint trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE', help='override settings of the config; '
-                        'num_classes=N sets every head')
+                        metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     return parser.parse_args(argv)
 
 
@@ -92,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with error_line():
         files = find_inputs(args.images, args.out_dir)
-        cfg = load_config(args.config, args.cfg_options, args.mini)
+        cfg = load_config(args.config, args.cfg_options, args.mini,
+                          num_classes=args.num_classes)
         inferencer = build_inferencer(cfg, args.checkpoint, args.device)
         classes = list(inferencer.model.dataset_meta['classes'])
         found = {file.name: predict(inferencer, cfg.default_scope, file, args.out_dir,

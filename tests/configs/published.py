@@ -1,7 +1,7 @@
 """Published values from the tables of the pages, for the tests beside this file.
 
-They are in docs/recipes.md and on the pages of families, docs/families/. A table belongs
-to the last line ``Configs: `pattern`, ...`` before it. Its columns are the setting, the
+They are in docs/recipes.md and on the pages of families, docs/families/. A table is for
+the last line ``Configs: `pattern`, ...`` before it. Its columns are the setting, the
 keys of it, one per group of configs, and at most one of remarks.
 """
 import functools

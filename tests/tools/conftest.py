@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from mm_efficient.runs import configs as setup
 from mm_efficient.runs import mini
 
 ROOT = Path(__file__).parents[2]
@@ -48,11 +47,11 @@ def config():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """An empty working folder; --mini has eight small pictures there."""
+    """An empty working folder; --mini has eight small images there."""
     monkeypatch.chdir(tmp_path)
-    generate = setup.generate_dataset
+    generate = mini.generate_dataset
     monkeypatch.setattr(
-        setup, 'generate_dataset',
+        mini, 'generate_dataset',
         lambda name: generate(name, num_train=8, num_val=4))
     for recipe in mini.RECIPES.values():
         monkeypatch.setitem(recipe, 'size', 64)

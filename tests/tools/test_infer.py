@@ -117,7 +117,7 @@ def test_class_names(config):
     trained = dict(meta=dict(dataset_meta=dict(CLASSES=own)))
     assert dataset_meta(cfg, trained)['classes'] == own
     assert dataset_meta(cfg, dict(meta=dict(CLASSES=own)))['classes'] == own
-    cfg = load_config(config(CONFIGS['mmdet']), dict(num_classes=3))
+    cfg = load_config(config(CONFIGS['mmdet']), num_classes=3)
     assert dataset_meta(cfg, trained)['classes'] == ('class 0', 'class 1', 'class 2')
     cfg = load_config(config(CONFIGS['mmseg']))
     meta = dataset_meta(cfg, {})

@@ -22,9 +22,10 @@ import mm_efficient  # noqa: F401
 from mm_efficient.errors import InputError, error_line
 from mm_efficient.files import check_output
 from mm_efficient.runs.classes import use_class_folders
-from mm_efficient.runs.configs import load_config, start
+from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.data_checks import check_data, leaf_datasets
 from mm_efficient.runs.inference import SHORT_SIDE
+from mm_efficient.runs.mini import generate_mini_data
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, grid_figure, save_figure
 
 VISUALIZER = dict(mmpretrain='UniversalVisualizer', mmdet='DetLocalVisualizer',
@@ -38,7 +39,7 @@ EXAMPLES = r"""examples:
         --index 17 --num-samples 8
   validation images from another folder:
     python tools/visualization/browse_dataset.py configs/seg/soft_tiny_fpn_80k.py \
-        --split val --cfg-options data_root=/datasets/ade
+        --split val --data-root /datasets/ade
   the generated miniature data set:
     python tools/visualization/browse_dataset.py CONFIG --mini
 """
@@ -63,9 +64,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='seed of the augmentation (default: 0)')
     parser.add_argument('--mini', action='store_true',
                         help='use the miniature data set, generated on first use')
+    parser.add_argument('--data-root', metavar='FOLDER',
+                        help='folder to read all data sets from')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE', help='override settings of the config; '
-                        'data_root=FOLDER moves all data sets')
+                        metavar='KEY=VALUE', help='override settings of the config')
     args = parser.parse_args(argv)
     if args.num_samples < 1 or args.columns < 1:
         parser.error('--num-samples and --columns must be at least 1')
@@ -158,8 +160,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with error_line():
         check_output(args.out, FIGURE_SUFFIXES)
-        cfg = load_config(args.config, args.cfg_options, args.mini)
-        start(cfg, 'none', args.mini)
+        cfg = load_config(args.config, args.cfg_options, args.mini,
+                          data_root=args.data_root)
+        if args.mini:
+            generate_mini_data(cfg.default_scope)
         dataset = build_dataset(cfg, args.split)
         visualizer = build_visualizer(cfg.default_scope, dataset.metainfo)
         indices = choose_indices(len(dataset), args.num_samples, args.index)

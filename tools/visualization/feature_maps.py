@@ -61,6 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='for a checkpoint trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     return parser.parse_args(argv)
 
 
@@ -120,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
         if others:
             raise InputError(f'{args.image} is a folder; expected one image.')
         check_output(args.out, FIGURE_SUFFIXES)
-        cfg = load_config(args.config, args.cfg_options, args.mini)
+        cfg = load_config(args.config, args.cfg_options, args.mini,
+                          num_classes=args.num_classes)
         image = read_image(file, args.short_side or SHORT_SIDES[cfg.default_scope])
         model = load_model(cfg, args.checkpoint, args.device)
         maps = feature_maps(model, model_input(model, image))
