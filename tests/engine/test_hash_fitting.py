@@ -154,7 +154,7 @@ from mmengine.dist import get_rank
 sys.path.insert(0, sys.argv[1])
 from test_hash_fitting import Model, make_runner
 from mm_efficient.engine.distributed import init_distributed
-from mm_efficient.models.ecoformer import EcoFormer
+from mm_efficient.models.ecoformer.backbone import EcoFormer
 
 cfg = Config(dict(launcher='pytorch'))
 init_distributed(cfg)
