@@ -1,7 +1,8 @@
 """Published values from the pages' tables, for the tests next to this file.
 
-They are on docs/recipes.md, and on the pages of families in docs/families/. A table belongs to the last line ``Configs: `pattern`, ...`` before it. Its columns are
-the setting, the keys of it, one per group of configs, and at most one of remarks.
+They are in docs/recipes.md and on the pages of families in docs/families/. A table
+belongs to the last line ``Configs: `pattern`, ...`` before it. Its columns are the
+setting, the keys of it, one per group of configs, and at most one of remarks.
 """
 import functools
 import math
