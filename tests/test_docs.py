@@ -268,7 +268,7 @@ def test_commands(block, monkeypatch, tmp_path, capsys):
     'pip install -e .[all] mmcv-lite',
     'mim train mm_efficient none.py --gpus 0',
     'mim run mm_efficient none soft_tiny',
-    'mim run mm_efficient infer PHOTO none.py CHECKPOINT',
+    'mim run mm_efficient infer IMAGE none.py CHECKPOINT',
     'mim train mm_efficient soft_tiny_maskrcnn_1x.py --gpus 0 --none',
     'trtexec --onnx=model.pt',
     'something else',

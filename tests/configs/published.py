@@ -1,8 +1,8 @@
-"""Published values from the pages' tables, for the tests next to this file.
+"""Published values from the tables of the pages, for the tests beside this file.
 
-They are in docs/recipes.md and on the pages of families in docs/families/. A table
-belongs to the last line ``Configs: `pattern`, ...`` before it. Its columns are the
-setting, the keys of it, one per group of configs, and at most one of remarks.
+They are in docs/recipes.md and on the pages of families, docs/families/. A table is for
+the last line ``Configs: `pattern`, ...`` before it. Its columns are the setting, the
+keys of it, one per group of configs, and at most one of remarks.
 """
 import functools
 import math
