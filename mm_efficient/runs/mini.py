@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..datasets.mini import CLASSES, MINI_ROOT, PALETTE, prepare
+from ..datasets.mini import CLASSES, MINI_ROOT, PALETTE, generate_dataset
 from ..errors import InputError
 from .classes import set_num_classes
 from .traversal import SPLITS, leaf_datasets, nested_dicts, split_datasets
@@ -23,7 +23,7 @@ RECIPES: dict[str, dict[str, Any]] = dict(
     mmdet=dict(size=128, epochs=5, batch=4, lr=4e-4),
     mmseg=dict(size=96, epochs=4, batch=4, lr=4e-4))
 NUM_TRAIN = 200
-WARM_UP = 0.1  # share of the iterations
+WARMUP = 0.1  # share of the iterations
 MAX_PROPOSALS = 200  # that the RPN keeps, per image
 MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 40  # per image
 MAX_DETECTIONS = 20  # per image; no image has more than five objects
@@ -75,7 +75,7 @@ def generate_mini_data(scope: str) -> None:
         InputError: If it cannot be written to ``data/mini``.
     """
     try:
-        prepare(MINI_DATA[scope])
+        generate_dataset(MINI_DATA[scope])
     except OSError as error:
         raise InputError(str(error)) from None
 
@@ -220,9 +220,9 @@ def _shrink_schedule(cfg: Config, recipe: dict[str, Any]) -> None:
         cfg.train_cfg.update(max_iters=iters, val_interval=iters // 2)
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0,
-             end=int(iters * WARM_UP)),
-        dict(type='CosineAnnealingLR', T_max=iters - int(iters * WARM_UP),
-             eta_min=0, by_epoch=False, begin=int(iters * WARM_UP), end=iters)
+             end=int(iters * WARMUP)),
+        dict(type='CosineAnnealingLR', T_max=iters - int(iters * WARMUP),
+             eta_min=0, by_epoch=False, begin=int(iters * WARMUP), end=iters)
     ]
     optimizer = cfg.optim_wrapper.optimizer
     if optimizer.type.startswith('Adam'):
@@ -251,9 +251,9 @@ def _shrink_hooks(cfg: Config, checkpoint_interval: int) -> None:
     for hook in custom_hooks:
         if hook['type'] == 'EMAHook':  # average the last iterations
             hook.update(momentum=0.02)
-            if 'warm_up' in hook:
-                hook.update(warm_up=20)
-        if hook['type'] == 'ReestimateBNHook':
+            if 'warmup' in hook:
+                hook.update(warmup=20)
+        if hook['type'] == 'PreciseBNEvalHook':
             hook.update(num_samples=BN_IMAGES, batch_size=BN_BATCH,
                         interval=checkpoint_interval)
     cfg.custom_hooks = custom_hooks + [dict(type='MiniReportHook')]

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..engine.report import DumpSegResults
+from ..engine.metrics import DumpSegResults
 from ..errors import InputError
 from ..files import check_output
 from ..weights.checking import check_checkpoint
@@ -107,7 +107,7 @@ def prepare_testing(config: str | Path | Config,
         drop_teacher(cfg)
         cfg.load_from = str(checkpoint)
         if show_dir is not None:
-            add_hook(cfg, dict(type='PictureHook', out_dir=str(show_dir)))
+            add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))
         if show:
             show_predictions(cfg, wait_time)
     join_processes(cfg, launcher)
@@ -126,7 +126,7 @@ def _check_testing(cfg: Config, out: str | Path | None, mini: bool) -> list[str]
         generate_mini_data(cfg.default_scope)
     check_data(cfg, 'test')
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
-           if hook['type'] == 'ReestimateBNHook'):
+           if hook['type'] == 'PreciseBNEvalHook'):
         check_data(cfg, 'train')
     class_names = check_class_folders(cfg, ('test', ))
     if weights is not None:

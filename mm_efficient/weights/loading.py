@@ -25,9 +25,9 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
                     map_location: str = 'cpu') -> None:
     """Load ``init_cfg=dict(type='Pretrained', ...)`` of a backbone.
 
-    MMEngine's own loading only warns about what does not fit, and without
-    ``prefix`` would load nothing of a classifier's checkpoint. Here the
-    backbone's part is found, and has to fit.
+    MMEngine itself only warns about tensors that do not fit, and without ``prefix``
+    loads nothing from a classifier's checkpoint. Here the backbone's part is found and
+    has to fit.
 
     Args:
         backbone (PyramidBackbone): Receives the weights.
@@ -36,7 +36,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         map_location (str): Device to read the file to. Defaults to 'cpu'.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
+        CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
     state_dict = match_pretrained(backbone, checkpoint, prefix, map_location)
     backbone.load_state_dict(state_dict, strict=False)
@@ -51,20 +51,19 @@ def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = 
     """Read the weights of a backbone from a file, and check that they fit.
 
     Args:
-        backbone (PyramidBackbone): What the weights are for, not changed.
+        backbone (PyramidBackbone): Backbone for the weights; not changed.
         checkpoint (str): Any MMEngine checkpoint URI, ``published://`` included.
-        prefix (str, optional): Part of the file that holds the backbone.
-            Defaults to None: ``'backbone.'`` if there is such a part, else
-            the whole file.
+        prefix (str, optional): Prefix of the backbone's keys. Defaults to None:
+            ``'backbone.'`` if there are such keys, else the whole file.
         map_location (str): Device to read the file to. Defaults to 'cpu'.
         keep (bool): Whether to keep what was read for the next call, which loads
             it. Defaults to False.
 
     Returns:
-        dict[str, Tensor]: The weights, by the backbone's own names.
+        dict[str, Tensor]: The weights under the backbone's own names.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
+        CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
     loaded = _read(checkpoint, keep, lambda source: CheckpointLoader.load_checkpoint(
         source, map_location))
@@ -80,22 +79,22 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
                      source: Any, prefix: str | None = None) -> dict[str, Tensor]:
     """Find the weights of a backbone in a state dict, and check that they fit.
 
-    Tensors may be left over only where the backbone lacks the module, such as
-    a stage behind the last of ``out_indices``; and may be missing only where
-    the backbone says so by ``DENSE_ONLY``. A backbone that can use weights of a
-    related form has a method ``adapt_weights``.
+    Extra tensors are ignored only for modules that the backbone lacks, such as stages
+    after the last of ``out_indices``. Tensors may be missing only if they match
+    ``DENSE_ONLY``. A backbone that accepts weights of a related form has a method
+    ``adapt_weights``.
 
     Args:
-        backbone (PyramidBackbone): What the weights are for, not changed.
+        backbone (PyramidBackbone): Backbone for the weights; not changed.
         state_dict (Mapping[str, Tensor]): Weights of the backbone or of a whole model.
         source (Any): Where they come from, for messages.
         prefix (str, optional): See :func:`match_pretrained`. Defaults to None.
 
     Returns:
-        dict[str, Tensor]: The weights, by the backbone's own names.
+        dict[str, Tensor]: The weights under the backbone's own names.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
+        CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
     weights = _select(state_dict, prefix)
     if hasattr(backbone, 'adapt_weights'):
@@ -109,13 +108,13 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
     if mismatch:
         raise CheckpointError(
             f'{source} does not fit {type(backbone).__name__}; {mismatch}. '
-            'Nothing was loaded. Check arch and prefix; a file of the '
-            'original authors is named published://PATH')
+            "Nothing was loaded. Check arch and prefix; write the authors' own file "
+            'as published://PATH')
     return weights
 
 
 def _select(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
-    """The backbone's tensors, without prefixes."""
+    """Select the backbone's tensors and strip prefixes."""
     tensors = strip_wrappers(state_dict)
     if prefix is None:
         prefix = 'backbone.'
@@ -128,7 +127,7 @@ def _select(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, T
 
 
 def _has_module(backbone: nn.Module, key: str) -> bool:
-    """Whether the stage, or other direct child, that ``key`` is in exists."""
+    """Whether the backbone has the stage, or other direct child, of ``key``."""
     name, *rest = key.split('.')
     if name == 'stages' and rest and rest[0].isdigit():
         return int(rest[0]) < len(list(backbone.get_submodule(name).children()))
@@ -136,7 +135,7 @@ def _has_module(backbone: nn.Module, key: str) -> bool:
 
 
 def load_weights(model: nn.Module, source: str) -> None:
-    """Load all weights of any model, such as a teacher, from somebody's file.
+    """Load all weights of any model, such as a teacher, from an untrusted file.
 
     Args:
         model (nn.Module): Receives the weights.

@@ -43,7 +43,7 @@ def test_classifier_checkpoint_initialises_dense_model(name, tmp_path):
 def miniature(tmp_path_factory):
     root = tmp_path_factory.mktemp('mini')
     for name, images in (('coco', 2), ('ade', 2), ('imagenet', 5)):
-        mini.prepare(name, root=str(root), num_train=images, num_val=images)
+        mini.generate_dataset(name, root=str(root), num_train=images, num_val=images)
     return root
 
 

@@ -87,7 +87,7 @@ def test_fitted_before_the_first_iteration(tmp_path, fits):
     shapes, = fits
     assert len(shapes) == 3 and all(s[:3] == (1, 3, 96) for s in shapes)
     log, = (tmp_path / 'with').glob('*/*.log')
-    assert 'functions of 4 attentions to 3 training images, at most 40' in \
+    assert 'functions of 4 attention layers to 3 training images, at most 40' in \
         log.read_text()
 
 

@@ -7,9 +7,10 @@ from mm_efficient.runs import mini
 def tiny(tmp_path, monkeypatch):
     """An empty working folder; --mini has few images at half the usual size."""
     monkeypatch.chdir(tmp_path)
-    prepare = mini.prepare
+    generate = mini.generate_dataset
     monkeypatch.setattr(
-        mini, 'prepare', lambda name: prepare(name, num_train=4, num_val=2))
+        mini, 'generate_dataset',
+        lambda name: generate(name, num_train=4, num_val=2))
     for recipe in mini.RECIPES.values():
         monkeypatch.setitem(recipe, 'size', 64)
     return tmp_path

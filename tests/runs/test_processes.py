@@ -128,8 +128,8 @@ for name in ('check_model', 'check_teacher', 'check_data'):
     count(training, name)
 count(reading, 'convert_checkpoint')
 count(loading, 'read_untrusted')
-prepare = mini.prepare
-mini.prepare = lambda name: prepare(name, num_train=4, num_val=2)
+generate = mini.generate_dataset
+mini.generate_dataset = lambda name: generate(name, num_train=4, num_val=2)
 address = sys.argv[1]
 cfg = runs.prepare_training(
     'swiftformer_xs_300e.py', pretrained=f'published://{address}/weights.pth',

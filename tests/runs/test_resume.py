@@ -94,9 +94,9 @@ def ingredients(runner):
     ('swiftformer_xs_300e', {'DistilledClassifier', 'AGCOptimWrapper', 'EMAHook',
                              'RepeatAugSampler', 'loss_dist'}),
     ('ecoformer_pvt_b0_30e', {'HashFittingHook', 'RepeatAugSampler'}),
-    ('lowformer_e2_300e', {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+    ('lowformer_e2_300e', {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
                            'MESAHook', 'ResolutionBatchSampler', 'loss_mesa'}),
-    ('reduceformer_b1_300e', {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+    ('reduceformer_b1_300e', {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
                               'ResolutionBatchSampler'})])
 def test_recipe_with_everything_it_has(tiny, teacher, name, expected):
     options = dict(name=f'cls/{name}.py',

@@ -25,8 +25,8 @@ class Recorder(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.sizes.append(list(data_batch['inputs'].shape[2:]))
 
-prepare = mini.prepare
-mini.prepare = lambda name: prepare(name, num_train=16, num_val=1)
+generate = mini.generate_dataset
+mini.generate_dataset = lambda name: generate(name, num_train=16, num_val=1)
 mini.RECIPES['mmpretrain'].update(size=64, batch=2)
 config, folder = sys.argv[1:3]
 runner = build_runner(prepare_training(

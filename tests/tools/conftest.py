@@ -8,12 +8,17 @@ from mm_efficient.runs import mini
 ROOT = Path(__file__).parents[2]
 
 
-def load_tool(name):
+def load_module(name):
+    """Import a tool by its path below tools/ without suffix."""
     path = ROOT / 'tools' / f'{name}.py'
     spec = importlib.util.spec_from_file_location(f'tool_{name}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+    return module
+
+
+def load_tool(name):
+    return load_module(name).main
 
 
 @pytest.fixture(scope='session')
@@ -44,10 +49,10 @@ def config():
 def tiny(tmp_path, monkeypatch):
     """An empty working folder; --mini has eight small images there."""
     monkeypatch.chdir(tmp_path)
-    prepare = mini.prepare
+    generate = mini.generate_dataset
     monkeypatch.setattr(
-        mini, 'prepare',
-        lambda name: prepare(name, num_train=8, num_val=4))
+        mini, 'generate_dataset',
+        lambda name: generate(name, num_train=8, num_val=4))
     for recipe in mini.RECIPES.values():
         monkeypatch.setitem(recipe, 'size', 64)
     return tmp_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mm_efficient.datasets.mini import prepare
+from mm_efficient.datasets.mini import generate_dataset
 from mm_efficient.errors import InputError
 from mm_efficient.files import config_files, configs_folder
 from mm_efficient.runs.configs import load_config
@@ -81,7 +81,7 @@ def test_annotations_that_are_not_coco(tiny, train, fails, config, content,
 
 
 def test_evaluator_that_was_not_moved(tiny, train, fails, config):
-    prepare('coco', 'own', num_train=2, num_val=1)
+    generate_dataset('coco', 'own', num_train=2, num_val=1)
     moved = [f'{part}_dataloader.dataset.data_root=own/coco'
              for part in ('train', 'val')]
     classes = [f'{part}_dataloader.dataset.metainfo.classes=("circle","square")'
@@ -92,7 +92,7 @@ def test_evaluator_that_was_not_moved(tiny, train, fails, config):
 
 
 def test_annotations_of_other_classes(tiny, train, fails, config):
-    prepare('coco', 'own', num_train=2, num_val=1)
+    generate_dataset('coco', 'own', num_train=2, num_val=1)
     message = fails(train, config(DET), '--data-root', 'own/coco', '--cfg-options',
                     'train_dataloader.dataset.metainfo.classes=("cat",)')
     assert "none of the classes ['cat']" in message
@@ -144,7 +144,7 @@ def test_mini_data_in_the_way(tiny, train, fails, config):
 
 
 def test_corrupt_pictures_are_skipped(tiny, train, config):
-    folder = prepare('ade', tiny / 'own', num_train=4, num_val=1)
+    folder = generate_dataset('ade', tiny / 'own', num_train=4, num_val=1)
     broken = sorted((folder / 'images/training').iterdir())
     broken[0].write_bytes(b'not a picture')
     broken[1].write_bytes(broken[1].read_bytes()[:300])
@@ -171,7 +171,7 @@ def test_two_processes(tmp_path, config):
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     output = done.stdout + done.stderr
-    assert output.count('Drawing 200 pictures') == 1
+    assert output.count('Generating 200 images') == 1
     assert 'Epoch(train) [1][1/1]' in output  # 100 pictures, 2 x 50 at a time
     assert 'GPU number: 2' in output
     assert list((tmp_path / 'work').glob('*.pth'))
