@@ -1,7 +1,7 @@
 """EcoFormer: facts, published names, also of the PVTv2 and Twins-SVT it starts from.
 
 Names and shapes: https://github.com/ziplab/EcoFormer (Apache-2.0 licence), commit
-a277f9e, and timm. There are three kinds, one for every step of the published recipe:
+a277f9e, and timm. There are three kinds, one per step of the published recipe:
 
 - ordinary ImageNet weights of PVTv2 or Twins-SVT, in their authors' or timm's names;
 - the same with softmax attention everywhere, the result of the first training;

@@ -87,7 +87,7 @@ class ReduceFormerFamily(Family):
 
 
 def _name(target: str) -> str:
-    """Published name of one key of our classifier."""
+    """Return the published name of a key of our classifier."""
     name = published_name(target)
     if re.match(r'backbone\.stages\.[23]\.op_list\.[1-9]', name):
         for ours, published in _BLOCK.items():
