@@ -271,6 +271,9 @@ def test_commands(block, monkeypatch, tmp_path, capsys):
     'mim run mm_efficient infer IMAGE none.py CHECKPOINT',
     'mim train mm_efficient soft_tiny_maskrcnn_1x.py --gpus 0 --none',
     'trtexec --onnx=model.pt',
+    'git push',
+    'cd elsewhere',
+    'bash .ci/run pytest',
     'something else',
 ])
 def test_what_does_not_exist_fails(words, monkeypatch):

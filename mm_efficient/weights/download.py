@@ -87,7 +87,7 @@ def _download(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path), progress=True)
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(
-            f'{url}: cannot be downloaded ({error}); check the address and '
+            f'{url}: download failed ({error}); check the address and '
             'the connection, or download the file and pass its path') from error
 
 

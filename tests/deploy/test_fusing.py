@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mm_efficient.analysis.executors import build
+from mm_efficient.analysis.backends import build_model
 from mm_efficient.deploy.fusing import fuse
 from mm_efficient.errors import InputError
 from mm_efficient.models.ecoformer.backbone import EcoFormerPVT, EcoFormerTwins
@@ -65,7 +65,7 @@ def batch_norms(model):
     ('reduceformer_b1_retinanet_1x', True, 0, 34, []),
 ])
 def test_families(name, backbone, converted, folded, left):
-    model = build(name, 'cpu', backbone)
+    model = build_model(name, 'cpu', backbone)
     randomize(model)
     fused = copy.deepcopy(model)
     report = fuse(fused.model, image(1, 3, 64, 64), model.run)
@@ -124,7 +124,7 @@ def test_mmpretrain_simplifies_itself(backbone):
 
 
 def test_segmentor():
-    model = randomize(build('swiftformer_xs_upernet_160k', 'cpu'))
+    model = randomize(build_model('swiftformer_xs_upernet_160k', 'cpu'))
     fused = copy.deepcopy(model)
     report = fuse(fused.model, image(1, 3, 64, 64), model.run)
     assert max(errors(model, fused, image(1, 3, 96, 64))) < 1e-10
@@ -265,7 +265,7 @@ def test_the_outermost_module_converts():
 
 
 def test_ours_convert_once():
-    model = randomize(build('swiftformer_xs', 'cpu'))
+    model = randomize(build_model('swiftformer_xs', 'cpu'))
     fused = copy.deepcopy(model)
     for _ in range(2):
         for module in fused.modules():

@@ -45,7 +45,8 @@ def server(tmp_path, monkeypatch):
 
 
 def files_in(folder):
-    return [path for path in folder.rglob('*') if path.is_file()]
+    return [path for path in folder.rglob('*')
+            if path.is_file() and path.suffix != '.lock']
 
 
 def test_scheme_reads_a_training_checkpoint(tmp_path, published):

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import image_size
+from mm_efficient.analysis.models import image_shape
 from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
 from mm_efficient.deploy.models import deploy_model
 from mm_efficient.deploy.samples import photographs, randomize
@@ -70,7 +70,7 @@ def parse_args(argv=None):
     parser.add_argument('--format', choices=SUFFIXES, help='of the file (default: what '
                         'its name says); another one than its name says is an error')
     parser.add_argument('--backbone', action='store_true', help='the backbone alone')
-    parser.add_argument('--size', type=image_size, metavar='SIZE',
+    parser.add_argument('--size', type=image_shape, metavar='SIZE',
                         help='224, or 800x1344, height x width: size of a static '
                         'export, and of the first comparison (default: 224, 256x320 '
                         'for detection and segmentation)')

@@ -5,7 +5,7 @@ norms and the layer each is folded into, and norms that are left and why. Then t
 number of parameters before and after, and the deviation: the largest difference of an
 output on a random image, relative to the largest output. More than rounding is an
 error. Nothing is written: it is a report on what mm_efficient.deploy.fuse() does, and
-tools/analysis_tools/benchmark.py measures what it brings (--mode fused).
+tools/analysis_tools/benchmark.py measures what it brings (--backend fused).
 
 Detectors of two stages are looked at up to their neck.
 """
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import find_model, image_size
+from mm_efficient.analysis.models import find_model, image_shape
 from mm_efficient.deploy.fusing import fuse
 from mm_efficient.deploy.samples import randomize
 from mm_efficient.errors import InputError, explain
@@ -52,7 +52,7 @@ def parse_args(argv=None):
                         help='weights of the one config file that is given (default: '
                         'random ones)')
     parser.add_argument(
-        '--size', type=image_size, metavar='SIZE',
+        '--size', type=image_shape, metavar='SIZE',
         help='224, or 800x1344, height x width (default: 224 for classifiers, '
         '800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
@@ -81,7 +81,7 @@ def fuse_model(subject, args):
     if hasattr(model, 'roi_head'):  # the second stage depends on the image
         def run(model, x):
             return model.extract_feat(x)
-    height, width = args.size or subject.size
+    height, width = args.size or subject.shape
     x = torch.randn(1, 3, height, width)
     with explain(f'{subject.name} cannot be run on an image of {height} x {width} '
                     'pixels'):

@@ -69,11 +69,10 @@ REPORTED = Reported(
         ecoformer_twins_s=dict(cls=top1(80.22))),
     sources=dict(cls='README of https://github.com/ziplab/EcoFormer'),
     notes=(
-        'No detection or segmentation with EcoFormer was published, nor its parameters '
-        'and MACs.',
-        'Energy, multiplications and additions by EcoFormer\'s own model '
-        '(`tools/analysis_tools/get_energy.py`) agree with the reported ones, except '
-        'the additions of B3: 6.72 G, reported 6.75.'))
+        'No detection or segmentation results were published, nor parameters and MACs.',
+        'Energy, multiplications and additions by EcoFormer\'s own energy model '
+        '(`tools/analysis_tools/get_energy.py`) match the reported ones, except the '
+        'additions of B3: 6.72 G, reported as 6.75 G.'))
 
 
 @dataclass(frozen=True)

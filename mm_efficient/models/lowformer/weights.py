@@ -67,11 +67,11 @@ REPORTED = Reported(
         fpn='https://arxiv.org/abs/2409.03460'),
     notes=(
         'E1 to E3 are from the journal extension (https://arxiv.org/abs/2603.26551).',
-        'The reported 5350 M MACs of E3 are not those of its published configuration.',
-        'The published code defines B2 in three ways; ours is the one of its package '
-        'and of timm, and whether the reported results are of it is not known.',
-        'The detection and segmentation results are in the paper only, their settings '
-        'were not released.'),
+        'The 5350 M MACs reported for E3 do not match its released configuration.',
+        'The released code defines B2 in three ways. Ours is that of its package and '
+        'of timm; which one the reported results belong to is unknown.',
+        'Detection and segmentation results are in the paper only; their settings were '
+        'not released.'),
     deviates=frozenset({('lowformer_e3', 'macs')}))
 
 

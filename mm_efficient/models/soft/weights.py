@@ -60,11 +60,11 @@ REPORTED = Reported(
     sources=dict.fromkeys(('cls', 'retinanet', 'maskrcnn', 'upernet'),
                           'README of https://github.com/fudan-zvg/SOFT'),
     notes=(
-        'The reported MACs are of convolutions and linear layers only, within 5 %; '
-        'the measured ones count every product.',
-        'The published factory builds Small with 20 blocks in stage 3, which fits none '
-        'of the reported numbers; that model is the arch `small_d20`.',
-        'All COCO and ADE20K results are of the Norm family.'),
+        'The reported MACs cover convolutions and linear layers only, within 5 %; the '
+        'measured ones cover all matmuls.',
+        'The released code builds Small with 20 blocks in stage 3, which matches none '
+        'of the reported figures; here that model is the arch `small_d20`.',
+        'All COCO and ADE20K results are for SOFT-Norm.'),
     deviates=frozenset((f'soft_{arch}{norm}', 'macs')
                        for arch in ('tiny', 'small', 'medium', 'large', 'huge')
                        for norm in ('', '_norm')))
