@@ -12,9 +12,7 @@ from mmengine.config import Config
 
 from ..errors import InputError
 from ..files import is_local, join_root
-from .traversal import leaf_datasets, split_datasets, split_metrics
-
-__all__ = ['check_coco_file', 'check_data', 'leaf_datasets']
+from .traversal import split_datasets, split_metrics
 
 DATA_HELP = dict(
     mmpretrain='ImageNet-1K (train/<class>/*.JPEG and val/<class>/*.JPEG) from '

@@ -11,8 +11,8 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from ..errors import explain
 from ..weights.checking import check_checkpoint
-from .data_checks import leaf_datasets
 from .model_checks import check_model, check_weights
+from .traversal import split_datasets
 
 SHORT_SIDE = 480  # pixels of images with class labels, whose text scales with them
 
@@ -29,7 +29,7 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
         test data set of the config. If neither has as many names as the model has
         classes, they are ``'class 0'``, ``'class 1'``, ...
     """
-    dataset = leaf_datasets(cfg.test_dataloader.dataset)[0]
+    dataset = split_datasets(cfg, 'test')[0]
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         tested = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}).metainfo
     meta = checkpoint.get('meta') or {}

@@ -23,9 +23,10 @@ from mm_efficient.errors import InputError, error_line
 from mm_efficient.files import check_output
 from mm_efficient.runs.classes import use_class_folders
 from mm_efficient.runs.configs import load_config
-from mm_efficient.runs.data_checks import check_data, leaf_datasets
+from mm_efficient.runs.data_checks import check_data
 from mm_efficient.runs.inference import SHORT_SIDE
 from mm_efficient.runs.mini import generate_mini_data
+from mm_efficient.runs.traversal import split_datasets
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, grid_figure, save_figure
 
 VISUALIZER = dict(mmpretrain='UniversalVisualizer', mmdet='DetLocalVisualizer',
@@ -82,10 +83,10 @@ def build_dataset(cfg: Config, split: str) -> Any:
     check_data(cfg, split)
     if cfg.default_scope == 'mmpretrain':
         use_class_folders(cfg, [split])
-    for dataset in leaf_datasets(loader.dataset):
+    for dataset in split_datasets(cfg, split):
         if split != 'train' and cfg.default_scope == 'mmdet':
-            dataset.test_mode = False  # mmdet drops the boxes in test mode
-            dataset.filter_cfg = None
+            dataset['test_mode'] = False  # mmdet drops the boxes in test mode
+            dataset['filter_cfg'] = None
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         return DATASETS.build(loader.dataset)
 
