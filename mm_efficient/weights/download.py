@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
+from filelock import FileLock
 
 from .family import FAMILIES, CheckpointError
 
@@ -36,9 +36,9 @@ def published_weights() -> dict[str, str]:
 def fetch(address: str) -> Path:
     """Download a file unless it is in the cache.
 
-    In distributed runs one process downloads. The hash is checked where it is known:
-    from the hub, and from file names that end with ``-`` and at least 8 digits of the
-    SHA-256, as torchvision's and OpenMMLab's do.
+    Of several processes that share a cache, one downloads while the others wait. The
+    file is checked where its hash is known: from the hub, and from names that end with
+    ``-`` and at least 8 digits of the SHA-256, as those of torchvision and OpenMMLab.
 
     Args:
         address (str): http(s) address, or 'timm/MODEL.TAG'.
@@ -50,11 +50,7 @@ def fetch(address: str) -> Path:
         CheckpointError: If it cannot be downloaded or its hash is wrong; nothing is
             left in the cache then.
     """
-    get = _from_hub if address.startswith('timm/') else _from_url
-    if is_main_process():
-        get(address)
-    barrier()
-    return get(address)  # machines that do not share the cache download now
+    return (_from_hub if address.startswith('timm/') else _from_url)(address)
 
 
 def discard(path: Path) -> None:
@@ -79,15 +75,20 @@ def _from_url(url: str) -> Path:
     path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(
-                url, str(path), progress=is_main_process())
-        except (OSError, http.client.HTTPException) as error:
-            raise CheckpointError(
-                f'{url}: download failed ({error}); check the address and the '
-                'connection, or download the file and pass its path') from error
+        with FileLock(f'{path}.lock'):
+            if not path.is_file():  # now that no other process downloads it
+                _download(url, path)
     hashed = re.search(r'-([0-9a-f]{8,64})\.\w+$', name)
     return _checked(path, url, hashed[1] if hashed else '')
+
+
+def _download(url: str, path: Path) -> None:
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(
+            f'{url}: cannot be downloaded ({error}); check the address and '
+            'the connection, or download the file and pass its path') from error
 
 
 def _from_hub(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Loading pretrained weights completely or not at all."""
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
@@ -14,7 +15,10 @@ from .matching import (
     nested_state_dicts,
     strip_wrappers,
 )
-from .reading import read_untrusted
+from .reading import SCHEME, read_untrusted
+
+# What a check has read, for the loading that follows; see `_read`
+_kept: dict[tuple[str, int | None], Any] = {}
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
@@ -42,7 +46,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
 
 def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
-                     map_location: str = 'cpu') -> dict[str, Tensor]:
+                     map_location: str = 'cpu', keep: bool = False
+                     ) -> dict[str, Tensor]:
     """Read the weights of a backbone from a file, and check that they fit.
 
     Args:
@@ -51,6 +56,8 @@ def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = 
         prefix (str, optional): Prefix of the backbone's keys. Defaults to None:
             ``'backbone.'`` if there are such keys, else the whole file.
         map_location (str): Device to read the file to. Defaults to 'cpu'.
+        keep (bool): Whether to keep what was read for the next call, which loads
+            it. Defaults to False.
 
     Returns:
         dict[str, Tensor]: The weights under the backbone's own names.
@@ -58,7 +65,8 @@ def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = 
     Raises:
         CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+    loaded = _read(checkpoint, keep, lambda source: CheckpointLoader.load_checkpoint(
+        source, map_location))
     if not isinstance(loaded, dict):
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
@@ -131,16 +139,36 @@ def load_weights(model: nn.Module, source: str) -> None:
 
     Args:
         model (nn.Module): Receives the weights.
+        source (str): See :func:`match_weights`.
+
+    Raises:
+        CheckpointError: If the file is missing or cannot be read, or a tensor is
+            missing, unexpected or of another shape.
+    """
+    model.load_state_dict({**model.state_dict(), **match_weights(model, source)})
+
+
+def match_weights(model: nn.Module, source: str, keep: bool = False
+                  ) -> dict[str, Tensor]:
+    """Read all weights of any model from somebody's file, and check that they fit.
+
+    Args:
+        model (nn.Module): What the weights are for, not changed.
         source (str): File (``.pth``, ``.safetensors``) or address of a state dict,
-            alone or nested under ``model``, ``state_dict``, ... Only tensors and plain
-            data are read.
+            alone or nested under ``model``, ``state_dict``, ... Only tensors and
+            plain data are read.
+        keep (bool): Whether to keep what was read for the next call, which loads
+            it. Defaults to False.
+
+    Returns:
+        dict[str, Tensor]: The weights, by the model's own names.
 
     Raises:
         CheckpointError: If the file is missing or cannot be read, or a tensor is
             missing, unexpected or of another shape.
     """
     try:
-        content = read_untrusted(source)
+        content = _read(source, keep, read_untrusted)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from None
     expected = model.state_dict()
@@ -153,4 +181,17 @@ def load_weights(model: nn.Module, source: str) -> None:
     if mismatches[best]:
         raise CheckpointError(
             f'{source} does not fit {type(model).__name__}; {mismatches[best]}')
-    model.load_state_dict({**expected, **found[best]})
+    return found[best]
+
+
+def _read(source: str, keep: bool, reader: Callable[[str], Any]) -> Any:
+    """Read and convert a file once for a check and for the loading after it.
+
+    With ``keep`` the content stays until the next call, unless the file changes.
+    """
+    path = source.removeprefix(SCHEME)
+    key = (source, os.stat(path).st_mtime_ns if os.path.isfile(path) else None)
+    content = _kept.pop(key) if key in _kept else reader(source)
+    if keep:
+        _kept[key] = content
+    return content

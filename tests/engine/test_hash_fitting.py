@@ -153,11 +153,11 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 sys.path.insert(0, sys.argv[1])
 from test_hash_fitting import Model, make_runner
-from mm_efficient.engine.distributed import init_distributed
 from mm_efficient.models.ecoformer.backbone import EcoFormer
+from mm_efficient.runs.distributed import join_processes
 
-cfg = Config(dict(launcher='pytorch'))
-init_distributed(cfg)
+cfg = Config()
+join_processes(cfg, 'pytorch')
 fits, fit = [], EcoFormer.fit
 EcoFormer.fit = lambda self, *args: (fits.append(1), fit(self, *args))
 torch.manual_seed(get_rank())

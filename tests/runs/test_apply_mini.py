@@ -83,7 +83,7 @@ def test_any_config_reads_the_miniature_data(root, source):
 def test_the_schedule_is_short_and_whole(name):
     cfg = apply_mini(load(CONFIGS / name))
     recipe = RECIPES[cfg.default_scope]
-    iters = recipe['passes'] * (200 // recipe['batch'])
+    iters = recipe['epochs'] * (200 // recipe['batch'])
     by_epoch = 'max_epochs' in cfg.train_cfg
     assert (cfg.train_cfg.max_epochs * (200 // recipe['batch'])
             if by_epoch else cfg.train_cfg.max_iters) == iters

@@ -1,5 +1,4 @@
 """A resumed training goes on as if it had not been interrupted."""
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 from mm_efficient.engine.seeding import SampleIndex, SeedSample, seed_everything
-from mm_efficient.runs import configs as setup
-from mm_efficient.runs import mini
-from mm_efficient.runs.configs import build_runner, prepare_training
+from mm_efficient.runs import build_runner, prepare_training
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = dict(
@@ -51,27 +48,13 @@ def run(task, folder, workers, resume=None, name=None, **options):
     else:
         options.update({'train_cfg.max_epochs': 2,
                         'default_hooks.checkpoint.interval': 1})
-    runner = build_runner(prepare_training(argparse.Namespace(
-        config=str(CONFIGS / (name or NAMES[task])), work_dir=str(folder), mini=True,
-        resume=resume, amp=False, auto_scale_lr=False, cfg_options=options,
-        launcher='none')))
+    runner = build_runner(prepare_training(
+        CONFIGS / (name or NAMES[task]), work_dir=folder, resume=resume,
+        cfg_options=options, mini=True))
     recorder = LossRecorder()
     runner.register_hook(recorder)
     runner.train()
     return runner, recorder.losses
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """Four training pictures at half the size of a --mini run."""
-    monkeypatch.chdir(tmp_path)
-    generate = setup.generate_dataset
-    monkeypatch.setattr(
-        setup, 'generate_dataset',
-        lambda name: generate(name, num_train=4, num_val=1))
-    for recipe in mini.RECIPES.values():
-        monkeypatch.setitem(recipe, 'size', 64)
-    return tmp_path
 
 
 # With workers a loop of epochs and one of iterations

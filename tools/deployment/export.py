@@ -88,6 +88,8 @@ def parse_args(argv=None):
                         help='for a checkpoint that was trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     args = parser.parse_args(argv)
     if args.size and min(args.size) < MIN_SIZE:
         parser.error(f'--size: expected sides of at least {MIN_SIZE}, got '
@@ -114,7 +116,8 @@ def prepare(args):
         name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
     check_format(args.format, args.out, args.half)
     files = find_images(args.image)[:2] if args.image else []
-    cfg = load_config(args.config, args.cfg_options, args.mini)
+    cfg = load_config(args.config, args.cfg_options, args.mini,
+                      num_classes=args.num_classes)
     model = load_model(cfg, args.checkpoint)
     size = args.size or DEFAULT_SIZES[cfg.default_scope]
     batches = photographs(files, size)[:1 if args.static else 2]

@@ -58,6 +58,8 @@ def parse_args(argv=None):
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     args = parser.parse_args(argv)
     if args.checkpoint and (len(args.models) > 1 or not args.models[0].endswith('.py')):
         parser.error('--checkpoint needs one config file as MODEL')
@@ -68,7 +70,8 @@ def fuse_model(subject, args):
     """Build a model and fuse it; returns the report."""
     torch.manual_seed(0)
     if args.checkpoint:
-        cfg = load_config(args.models[0], args.cfg_options)
+        cfg = load_config(args.models[0], args.cfg_options,
+                          num_classes=args.num_classes)
         model = load_model(cfg, args.checkpoint)
     else:
         model = subject.build()
