@@ -1,11 +1,13 @@
-"""From a trained model to one that is deployed."""
+"""Fuse and export trained models."""
 from .detectors import paste_masks
-from .exporting import Export, check_format, export, load
-from .fusing import FusionReport, fuse, relative_error, tensors_of
+from .exporting import ExportResult, check_format, export, load_exported
+from .fusing import FusionReport, fuse
 from .models import deploy_model
-from .samples import photographs, randomize
+from .samples import randomize, sample_images
+from .verification import ParityResult, relative_error, tensors_of
 
 __all__ = [
-    'Export', 'FusionReport', 'check_format', 'deploy_model', 'export', 'fuse', 'load',
-    'paste_masks', 'photographs', 'randomize', 'relative_error', 'tensors_of'
+    'ExportResult', 'FusionReport', 'ParityResult', 'check_format', 'deploy_model',
+    'export', 'fuse', 'load_exported', 'paste_masks', 'randomize', 'relative_error',
+    'sample_images', 'tensors_of'
 ]

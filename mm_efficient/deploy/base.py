@@ -1,4 +1,4 @@
-"""What all models that are deployed as a whole have in common."""
+"""Base class of whole models that are exported."""
 from typing import Any
 
 import torch.nn.functional as F
@@ -8,31 +8,32 @@ from ..errors import InputError
 
 
 class DeployModel(nn.Module):
-    """What is deployed of a model.
+    """A model of OpenMMLab as one module from images to tensors of fixed shapes.
 
     Args:
-        model (nn.Module): The model, in eval mode; whole ones of OpenMMLab.
+        model (nn.Module): Whole model, in eval mode.
     """
 
+    model: Any
     output_names: tuple[str, ...]
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        preprocessor = model.data_preprocessor
-        # Pipelines of OpenMMLab deliver BGR, of which this makes RGB
+        preprocessor = self.model.data_preprocessor
+        # OpenMMLab's pipelines yield BGR; these flags convert it to RGB
         self.rgb = any(getattr(preprocessor, name, False) for name in (
             'to_rgb', '_channel_conversion', 'channel_conversion'))
         self.normalize = hasattr(preprocessor, 'mean')
         self.pad_divisor, self.pad_value = self._padding(preprocessor)
 
-    def _padding(self, preprocessor: nn.Module) -> tuple[int, float]:
-        """Number that both sides are padded to a multiple of, and with what."""
+    def _padding(self, preprocessor: Any) -> tuple[int, float]:
+        """Divisor that both sides are padded to, and the padding value."""
         return (getattr(preprocessor, 'pad_size_divisor', 1) or 1,
                 getattr(preprocessor, 'pad_value', 0))
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) of 0 to 255 -> normalised and padded, (B, 3, H', W')."""
+        """Normalise and pad RGB, 0 to 255: (B, 3, H, W) -> (B, 3, H', W')."""
         x = image if self.rgb else image.flip(1)
         if self.normalize:
             preprocessor = self.model.data_preprocessor
@@ -44,19 +45,19 @@ class DeployModel(nn.Module):
         return x
 
     def network(self, image: Tensor) -> Any:
-        """What the network gives for images, before anything is decided on it."""
+        """Raw outputs of the network, without postprocessing."""
         raise NotImplementedError
 
 
-def refusal(model: nn.Module, reason: str) -> InputError:
-    """The error of a model that cannot be deployed.
+def unsupported(model: nn.Module, reason: str) -> InputError:
+    """Error for a model that cannot be exported.
 
     Args:
         model (nn.Module): The model.
-        reason (str): Why, a part of a sentence.
+        reason (str): The reason, as a clause.
 
     Returns:
-        InputError: To be raised.
+        InputError: The error, to be raised.
     """
     return InputError(f'{type(model).__name__} cannot be exported as a whole: '
-                      f'{reason}. Its backbone can, with --backbone.')
+                      f'{reason}. Export its backbone with --backbone.')

@@ -1,156 +1,155 @@
-"""Export of models to files that other runtimes read, each verified before it is kept.
+"""Export models to files for other runtimes; a file is kept only if its outputs agree.
 
-- ``onnx``: for ONNX Runtime, TensorRT, OpenVINO, ...; batch, height and width free;
-- ``torchscript``: traced, for libtorch; likewise free;
-- ``torch-export``: a program of `torch.export`, likewise free; programs of detectors
-  need ``import mm_efficient.deploy`` where they are loaded;
-- ``coreml``: for Apple's devices, one image of one size, see :mod:`.coreml`.
+- ``onnx``: ONNX Runtime, TensorRT, OpenVINO, ...; dynamic batch size, height and width;
+- ``torchscript``: traced, for libtorch; dynamic as well;
+- ``torch-export``: ExportedProgram, dynamic as well; detectors need
+  ``import mm_efficient.deploy`` before loading;
+- ``coreml``: for Apple devices, one image of fixed shape, see :mod:`.coreml`.
 """
 import contextlib
 import copy
 import io
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, explain
-from ..files import check_output
+from ..errors import ExecutionError, InputError, explain
+from ..files import check_output, whole_file
 from ..version import __version__
 from .coreml import export_coreml
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
 from .operators import onnx_translations
-from .verification import Agreement, compare, predict
+from .verification import ParityResult, measure_parity, predict
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.pt', 'torch-export': '.pt2',
             'coreml': '.mlpackage'}
+PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'coreml': ('coremltools', )}
 INPUT_NAME = 'input'
-# What is traced to leave shapes free: sizes that agree by chance would be taken for the
-# same one, and a batch or a level of one for a constant
-TRACED_BATCH, TRACED_SIZE = 2, (256, 320)
+# For tracing models with dynamic shapes: tracers take equal sizes for the same one, and
+# a size of 1 (of the batch or of a feature map) for a constant
+TRACED_BATCH_SIZE, TRACED_SHAPE = 2, (256, 320)
 MIN_TORCH = (2, 6)
 
 
 @dataclass
-class Export:
-    """What an export did.
+class ExportResult:
+    """Result of an export.
 
     Args:
-        fusion (FusionReport, optional): What was folded.
-        agreements (list[Agreement]): Of the file with PyTorch; empty if the file
-            cannot be run here.
-        operators (dict[str, int]): Operators of an ONNX file and how often they occur.
+        fusion (FusionReport, optional): What was fused. Defaults to None.
+        parity (list[ParityResult]): Comparison with PyTorch, one per batch; empty if
+            the file cannot be run here. Defaults to [].
+        operators (dict[str, int]): Number of operators in an ONNX file by type, most
+            frequent first. Defaults to {}.
     """
-    fusion: FusionReport | None
-    agreements: list[Agreement] = field(default_factory=list)
+    fusion: FusionReport | None = None
+    parity: list[ParityResult] = field(default_factory=list)
     operators: dict[str, int] = field(default_factory=dict)
 
 
-def check_format(format: str, path: str | Path, half: bool = False) -> None:
+def check_format(format: str, path: str | Path, fp16: bool = False) -> None:
     """Check that a format can be written here.
 
     Args:
-        format (str): One of ``SUFFIXES``.
-        path (str | Path): The file it is for.
-        half (bool): Whether it is to be in float16. Defaults to False.
+        format (str): A key of ``SUFFIXES``.
+        path (str | Path): The file to write.
+        fp16 (bool): Whether it is to be in float16. Defaults to False.
 
     Raises:
-        InputError: If it is unknown, needs what is not installed, or the name of the
-            file is not one of it.
+        InputError: If the format is unknown, needs a missing package, or does not match
+            the suffix of ``path`` or ``fp16``.
     """
     if format not in SUFFIXES:
         raise InputError(f'unknown format {format!r}; expected one of '
                          f'{", ".join(SUFFIXES)}.')
     if Path(path).suffix != SUFFIXES[format]:
-        raise InputError(f'{path}: the name of a file of format {format} ends with '
+        raise InputError(f'{path}: files in format {format} must end with '
                          f'{SUFFIXES[format]}.')
-    if half and format != 'coreml':
-        raise InputError(f'float16 is a choice of format coreml, asked for {format}; '
-                         'other runtimes convert files themselves.')
+    if fp16 and format != 'coreml':
+        raise InputError(f'float16 is available in format coreml only, got {format}; '
+                         'convert the exported file with the tools of your runtime.')
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
     if version < MIN_TORCH:
         raise InputError(f'exporting needs torch {".".join(map(str, MIN_TORCH))} or '
-                         f'later, this is {torch.__version__}.')
-    packages = dict(onnx=('onnx', 'onnxscript', 'onnxruntime'),
-                    coreml=('coremltools', )).get(format, ())
-    for package in packages:
+                         f'later, got {torch.__version__}.')
+    for package in PACKAGES.get(format, ()):
         try:
             __import__(package)
         except ImportError as error:
-            raise InputError(f'format {format} needs {package}: {error}. '
+            raise InputError(f'format {format} needs {package}: {error}. Run '
                              f"pip install 'mm-efficient[{format}]'") from None
 
 
 def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
            format: str = 'onnx', backbone: bool = False, fused: bool = True,
-           static: bool = False, half: bool = False, metadata: dict | None = None,
-           progress: Callable[[str], None] | None = None) -> Export:
-    """Export a model, and keep the file if it predicts what the model does.
+           static: bool = False, fp16: bool = False, metadata: dict | None = None,
+           progress: Callable[[str], None] | None = None) -> ExportResult:
+    """Export a model, and keep the file only if it predicts what the model does.
 
     Args:
-        model (nn.Module): Whole model of OpenMMLab, or, with ``backbone``, a backbone.
-            It is not changed.
-        path (str | Path): The file. Written completely or not at all.
-        images (Sequence[Tensor]): Batches to compare for, of different sizes unless
-            ``static``: RGB photographs of 0 to 255, (B, 3, H, W), or for a backbone
-            normalised ones. The first is of the size of a static export.
+        model (nn.Module): Whole model of OpenMMLab, or a backbone if ``backbone`` is
+            set. It is not changed.
+        path (str | Path): Output file, written completely or not at all.
+        images (Sequence[Tensor]): Batches to compare with PyTorch on, (B, 3, H, W), of
+            different shapes unless ``static``: RGB, 0 to 255, or normalised images for
+            a backbone. A static export has the shape of the first image.
         format (str): See the module. Defaults to 'onnx'.
         backbone (bool): Whether the model is a backbone. Defaults to False.
-        fused (bool): Fold norms and scales before, see :func:`~.fusing.fuse`.
-            Defaults to True.
-        static (bool): For batches of one image of one size only; always so for Core
-            ML. Defaults to False.
-        half (bool): Weights and arithmetic of a Core ML package in float16.
+        fused (bool): Fuse the model first, see :func:`~.fusing.fuse`. Defaults to True.
+        static (bool): Fix the shape to one image. Always so for Core ML.
             Defaults to False.
-        metadata (dict, optional): What to note in an ONNX file, strings or what JSON
-            can hold. Defaults to None.
-        progress (Callable, optional): Told what is done next. Defaults to None.
+        fp16 (bool): Core ML only: weights and arithmetic in float16. Defaults to False.
+        metadata (dict, optional): Metadata of an ONNX file, strings or anything that
+            JSON can represent. Defaults to None.
+        progress (Callable, optional): Called with a description of each step.
+            Defaults to None.
 
     Returns:
-        Export: What was folded, and how well the outputs agree.
+        ExportResult: What was fused, and how well the outputs agree.
 
     Raises:
-        InputError: If the model cannot be exported, the file cannot be written, or it
-            predicts otherwise.
+        InputError: If the model or the format is not supported, or the file cannot be
+            written.
+        ExecutionError: If the export fails, or the exported model predicts something
+            else.
     """
-    check_format(format, path, half)
+    check_format(format, path, fp16)
     check_output(path, [SUFFIXES[format]])
     static = static or format == 'coreml'
     if static:
-        size = images[0].shape[2:]
-        images = [batch[:1] for batch in images if batch.shape[2:] == size]
-    progress = progress or (lambda what: None)
+        shape = images[0].shape[2:]
+        images = [batch[:1] for batch in images if batch.shape[2:] == shape]
+    report = progress or (lambda step: None)
     model = copy.deepcopy(model).requires_grad_(False)
-    model.eval()  # of OpenMMLab's ResNet and Swin themselves it returns nothing
-    module = (DeployBackbone if backbone else deploy_model)(copy.deepcopy(model))
-    module.eval()
-    progress('predicting in PyTorch')
+    model.eval()  # returns None for OpenMMLab's ResNet and Swin
+    deployed: Any = (DeployBackbone if backbone else deploy_model)(copy.deepcopy(model))
+    deployed.eval()
+    report('predicting in PyTorch')
     expected = _predict_all(model, images, backbone)
-    result = Export(None)
+    result = ExportResult()
     if fused:
-        progress('folding')
-        result.fusion = fuse(module, images[0][:1], lambda module, x: module.network(x))
-    progress(f'exporting to {format}')
+        report('fusing')
+        result.fusion = fuse(deployed, images[0][:1], lambda model, x: model.network(x))
+    report(f'exporting to {format}')
     if format == 'coreml':
-        export_coreml(module, images[0].contiguous(), path, half=half,
-                      output_names=module.output_names, input_name=INPUT_NAME)
+        export_coreml(deployed, images[0], path, fp16=fp16, input_name=INPUT_NAME,
+                      output_names=deployed.output_names)
         return result
-    with _draft(path) as draft:
-        _write(module, draft, images[0], format, static, metadata or {})
+    with whole_file(path) as draft:
+        _write(deployed, draft, images[0], format, static, metadata or {})
         if format == 'onnx':
-            result.operators = onnx_operators(draft)
-        progress('comparing with PyTorch')
-        result.agreements = _compare_all(
-            load(draft, format), images, expected, _mask_threshold(model))
+            result.operators = _count_operators(draft)
+        report('comparing with PyTorch')
+        result.parity = _verify(load_exported(draft, format), images, expected,
+                                _mask_threshold(model))
     return result
 
 
@@ -159,71 +158,61 @@ def _predict_all(model: nn.Module, images: Sequence[Tensor], backbone: bool
                  ) -> list[list]:
     expected = []
     for batch in images:
-        with explain(f'the model cannot run images of {_shape(batch)} in PyTorch'):
+        with explain(
+                f'the model cannot run images of {_format_shape(batch)} in PyTorch'):
             expected.append(list(model(batch)) if backbone else predict(model, batch))
     return expected
 
 
-def _shape(batch: Tensor) -> str:
+def _format_shape(batch: Tensor) -> str:
     return ' x '.join(map(str, batch.shape))
 
 
-def _mask_threshold(model: nn.Module) -> float:
+def _mask_threshold(model: Any) -> float:
     cfg = getattr(model, 'test_cfg', None) or {}
     return cfg.get('rcnn', {}).get('mask_thr_binary', 0.5)
 
 
-def _compare_all(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor],
-                 expected: Sequence[list], mask_threshold: float) -> list[Agreement]:
-    agreements = []
+def _verify(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor],
+            expected: Sequence[list], mask_threshold: float) -> list[ParityResult]:
+    """Compare all batches; an error unless all agree."""
+    results = []
     for batch, outputs in zip(images, expected):
-        with explain(f'the exported model cannot run images of {_shape(batch)}, so '
-                        'the file is not kept'):
-            agreements.append(compare(run, batch, outputs, mask_threshold))
-    wrong = [str(each) for each in agreements if not each.agrees]
-    if wrong:
-        raise InputError(
-            'the exported model does not predict what the model in PyTorch does, '
-            'so the file is not kept:\n  ' + '\n  '.join(wrong))
-    return agreements
+        with explain('the exported model cannot run images of '
+                     f'{_format_shape(batch)}, so the file is not kept'):
+            results.append(measure_parity(run, batch, outputs, mask_threshold))
+    failed = [str(result) for result in results if not result.passed]
+    if failed:
+        raise ExecutionError(
+            'the exported model does not predict what the model does in PyTorch, so '
+            'the file is not kept:\n  ' + '\n  '.join(failed))
+    return results
 
 
-@contextlib.contextmanager
-def _draft(path: str | Path):
-    """A path to write to that becomes ``path`` in the end if nothing fails."""
-    path = Path(path)
-    folder = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-    try:
-        draft = folder / path.name
-        yield draft
-        os.replace(draft, path)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _write(module: nn.Module, path: Path, x: Tensor, format: str, static: bool,
+def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
            metadata: dict) -> None:
+    """Write a model that takes ``x``; its values do not matter."""
+    x = x[:1] if static else x.new_zeros(TRACED_BATCH_SIZE, x.shape[1], *TRACED_SHAPE)
     with explain(f'the model cannot be exported to {format}'), torch.no_grad(), \
             warnings.catch_warnings(), \
-            contextlib.redirect_stdout(io.StringIO()):  # exporters talk
+            contextlib.redirect_stdout(io.StringIO()):  # exporters print
         warnings.simplefilter('ignore')
-        x = x[:1] if static else x.new_zeros(TRACED_BATCH, x.shape[1], *TRACED_SIZE)
         if format == 'onnx':
             _write_onnx(module, path, x, static, metadata)
         elif format == 'torchscript':
             torch.jit.trace(module, x, check_trace=False).save(str(path))
         else:
             auto = torch.export.Dim.AUTO
-            free = None if static else ({0: auto, 2: auto, 3: auto}, )
+            dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
             torch.export.save(
-                torch.export.export(module, (x, ), dynamic_shapes=free), path)
+                torch.export.export(module, (x, ), dynamic_shapes=dynamic), path)
 
 
-def _write_onnx(module: nn.Module, path: Path, x: Tensor, static: bool,
-                metadata: dict) -> None:
-    free = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
-    program = torch.onnx.export(
-        module, (x, ), dynamo=True, verbose=False, dynamic_shapes=free,
+def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
+                ) -> None:
+    dynamic = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
+    program: Any = torch.onnx.export(
+        module, (x, ), dynamo=True, verbose=False, dynamic_shapes=dynamic,
         input_names=[INPUT_NAME], output_names=list(module.output_names),
         custom_translation_table=onnx_translations())
     program.model.producer_name = 'mm_efficient'
@@ -234,15 +223,15 @@ def _write_onnx(module: nn.Module, path: Path, x: Tensor, static: bool,
     program.save(str(path))
 
 
-def load(path: str | Path, format: str) -> Callable[[Tensor], list[Tensor]]:
-    """Load an exported model, to run it on the CPU.
+def load_exported(path: str | Path, format: str) -> Callable[[Tensor], list[Tensor]]:
+    """Load an exported model to run it on the CPU.
 
     Args:
         path (str | Path): The file.
         format (str): 'onnx', 'torchscript' or 'torch-export'.
 
     Returns:
-        Callable: From images (B, C, H, W) to a list of tensors.
+        Callable: Function from images (B, C, H, W) to a list of tensors.
     """
     if format == 'onnx':
         import onnxruntime
@@ -252,27 +241,13 @@ def load(path: str | Path, format: str) -> Callable[[Tensor], list[Tensor]]:
             str(path), options, providers=['CPUExecutionProvider'])
         return lambda x: [torch.from_numpy(output) for output in session.run(
             None, {INPUT_NAME: x.numpy()})]
-    if format == 'torchscript':
-        module = torch.jit.load(str(path))
-    else:
-        module = torch.export.load(path).module()
-
-    def run(x):
-        with torch.no_grad():
-            return list(module(x))
-    return run
+    module = (torch.jit.load(str(path)) if format == 'torchscript'
+              else torch.export.load(path).module())
+    return torch.no_grad()(lambda x: list(module(x)))
 
 
-def onnx_operators(path: str | Path) -> dict[str, int]:
-    """Operators of an ONNX file, the most frequent first.
-
-    Args:
-        path (str | Path): The file.
-
-    Returns:
-        dict[str, int]: How often each occurs.
-    """
+def _count_operators(path: Path) -> dict[str, int]:
     import onnx
-    graph = onnx.load(str(path), load_external_data=False)
-    nodes = [*graph.graph.node, *(n for f in graph.functions for n in f.node)]
+    model = onnx.load(str(path), load_external_data=False)
+    nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
     return dict(Counter(node.op_type for node in nodes).most_common())

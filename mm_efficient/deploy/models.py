@@ -1,36 +1,36 @@
-"""Models as they are deployed: one module from images to tensors of known shapes.
+"""Models as they are exported: one module from images to tensors of fixed shapes.
 
-A whole model takes photographs as they are (RGB, 0 to 255): normalisation and padding
-are part of it, and so is what comes behind the network: decoding, suppression, argmax.
-It computes what the model's own prediction in PyTorch does, for images of one size. How
-many objects there are depends on the image: there are always as many rows as the
-config allows at most, those behind the objects with a score of 0 and the label -1.
+A whole model takes RGB images, 0 to 255. Normalisation, padding and postprocessing
+(decoding, NMS, argmax) are part of it, and it predicts what the model does in PyTorch.
+All images of a batch have the same size.
 
-The names of inputs and outputs are MMDeploy's (https://github.com/open-mmlab/mmdeploy).
+Inputs and outputs have MMDeploy's names (https://github.com/open-mmlab/mmdeploy).
 """
 from importlib.util import find_spec
+from typing import Any
 
-import torch
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from ..errors import InputError
-from .base import DeployModel, refusal
+from .base import DeployModel, unsupported
 from .detectors import deploy_detector
+from .layers import make_exportable
 
 
 class DeployBackbone(nn.Module):
-    """A backbone: normalised images (B, C, H, W) to its levels.
+    """A backbone, from normalised images to feature maps ``feat0``, ``feat1``, ...
 
     Args:
-        backbone (nn.Module): From an image to a tuple of maps, with ``out_indices``.
+        backbone (nn.Module): Returns a tuple of feature maps and has ``out_indices``.
 
     Raises:
-        InputError: Without ``out_indices``.
+        InputError: If it has no ``out_indices``.
     """
 
-    def __init__(self, backbone: nn.Module):
+    output_names: tuple[str, ...]
+
+    def __init__(self, backbone: Any):
         super().__init__()
         if not hasattr(backbone, 'out_indices'):
             raise InputError(f'{type(backbone).__name__} has no out_indices, expected '
@@ -39,25 +39,26 @@ class DeployBackbone(nn.Module):
         self.output_names = tuple(f'feat{i}' for i in backbone.out_indices)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> one map per level."""
+        """(B, C, H, W) -> one feature map per output."""
         return self.network(image)
 
     def network(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The levels."""
+        """The feature maps."""
         return tuple(self.model(image))
 
 
 class DeployClassifier(DeployModel):
-    """A classifier: ``output`` are the probabilities of the classes."""
+    """A classifier, which outputs class probabilities."""
 
     output_names = ('output', )
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        self.multi_label = isinstance(model.head, MultiLabelClsHead)
-        if not self.multi_label and not isinstance(model.head, ClsHead):
-            raise refusal(model, f'its head is a {type(model.head).__name__}; expected '
-                          'a ClsHead or a MultiLabelClsHead')
+        head = self.model.head
+        self.multi_label = isinstance(head, MultiLabelClsHead)
+        if not isinstance(head, (ClsHead, MultiLabelClsHead)):
+            raise unsupported(model, f'its head is a {type(head).__name__}; expected a '
+                              'ClsHead or a MultiLabelClsHead')
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """(B, 3, H, W) -> (B, num_classes)."""
@@ -70,119 +71,59 @@ class DeployClassifier(DeployModel):
 
 
 class DeploySegmentor(DeployModel):
-    """A segmentor: ``output`` is the class of every pixel."""
+    """A segmentor, which outputs the class of every pixel.
+
+    Raises:
+        InputError: If the model uses sliding windows or pads to a fixed size.
+    """
 
     output_names = ('output', )
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        if model.test_cfg.get('mode', 'whole') != 'whole':
-            raise InputError(
-                "only segmentors that see the whole image can be exported, this one "
-                f'has model.test_cfg.mode={model.test_cfg.mode!r}; set it to whole.')
+        mode = self.model.test_cfg.get('mode', 'whole')
+        if mode != 'whole':
+            raise InputError('expected a segmentor with model.test_cfg.mode=whole, '
+                             f'got mode={mode!r}; set it to whole.')
         make_exportable(model)
 
-    def _padding(self, preprocessor: nn.Module) -> tuple[int, float]:
+    def _padding(self, preprocessor: Any) -> tuple[int, float]:
         padding = preprocessor.test_cfg or {}
         if padding.get('size'):
-            raise refusal(
-                self.model, 'its data_preprocessor.test_cfg.size pads to one size; '
-                'expected size_divisor, or none of both')
+            raise unsupported(
+                self.model, 'its data_preprocessor.test_cfg.size pads to a fixed size; '
+                'expected size_divisor, or neither')
         return padding.get('size_divisor') or 1, preprocessor.pad_val
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """(B, 3, H, W) -> int64 (B, 1, H, W)."""
         logits = self.network(image)[..., :image.shape[2], :image.shape[3]]
-        if logits.shape[1] == 1:  # of one class there are only yes and no
+        if logits.shape[1] == 1:  # binary segmentation
             return ((logits.sigmoid() > self.model.decode_head.threshold).long(), )
         return (logits.argmax(1, keepdim=True), )
 
     def network(self, image: Tensor) -> Tensor:
         """Logits at the size of the padded image, (B, num_classes, H', W')."""
         x = self.preprocess(image)
-        size = x.shape[2:]
+        shape = x.shape[2:]
         return self.model.encode_decode(
-            x, [dict(img_shape=size, pad_shape=size, ori_shape=size)])
+            x, [dict(img_shape=shape, pad_shape=shape, ori_shape=shape)])
 
 
-def adaptive_average(x: Tensor, height: int, width: int) -> Tensor:
-    """``F.adaptive_avg_pool2d`` as two matrix products.
-
-    Other than :func:`area_pool`, an entry that two cells share counts fully for both,
-    which is PyTorch's definition.
-
-    Args:
-        x (Tensor): (..., H, W), floating point.
-        height (int): Output rows.
-        width (int): Output columns.
-
-    Returns:
-        Tensor: (..., height, width).
-    """
-    rows = _shared_cell_weights(x.shape[-2], height, x)  # (height, H)
-    columns = _shared_cell_weights(x.shape[-1], width, x)  # (width, W)
-    return rows @ (x @ columns.t())
-
-
-def _shared_cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
-    """Weight of every entry in every cell's average, (cells, size)."""
-    cell = torch.arange(cells, device=like.device)[:, None]
-    entry = torch.arange(size, device=like.device)
-    start = cell * size // cells
-    end = ((cell + 1) * size + cells - 1) // cells
-    inside = ((entry >= start) & (entry < end)).to(like.dtype)
-    return inside / (end - start).to(like.dtype)
-
-
-class AdaptiveAverage(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` that exports with dynamic sizes.
-
-    Args:
-        size (tuple[int, int]): Rows and columns of the output.
-    """
-
-    def __init__(self, size: tuple[int, int]):
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, *size)."""
-        return adaptive_average(x, *self.size)
-
-
-def make_exportable(model: nn.Module) -> None:
-    """Replace layers that are exported with known sizes only, by their equals.
-
-    Args:
-        model (nn.Module): Segmentor, changed in place.
-    """
-    from mmseg.models.utils import Upsample
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.AdaptiveAvgPool2d):
-                size = _pair(child.output_size)
-                if size != (1, 1):
-                    setattr(module, name, AdaptiveAverage(size))
-            elif isinstance(child, Upsample) and not child.size:
-                setattr(module, name, nn.Upsample(
-                    scale_factor=child.scale_factor, mode=child.mode,
-                    align_corners=child.align_corners))
-
-
-def deploy_model(model: nn.Module) -> nn.Module:
-    """What is deployed of a whole model.
+def deploy_model(model: nn.Module) -> DeployModel:
+    """Wrap a whole model for export.
 
     Args:
         model (nn.Module): Classifier of MMPretrain, detector of MMDetection or
-            segmentor of MMSegmentation, in eval mode. Layers that export with known
-            sizes only are replaced in it.
+            segmentor of MMSegmentation, in eval mode. Layers that export with fixed
+            input shapes only are replaced in place.
 
     Returns:
-        nn.Module: Takes RGB photographs of 0 to 255, (B, 3, H, W), and returns a tuple
-        of tensors, named by ``output_names``.
+        DeployModel: Takes RGB images, 0 to 255, (B, 3, H, W), and returns a tuple of
+        tensors named by ``output_names``.
 
     Raises:
-        InputError: If models of its kind cannot be deployed.
+        InputError: If models of its kind cannot be exported.
     """
     if isinstance(model, ImageClassifier):
         return DeployClassifier(model)
@@ -192,5 +133,5 @@ def deploy_model(model: nn.Module) -> nn.Module:
             return DeploySegmentor(model)
     if find_spec('mmdet') and (detector := deploy_detector(model)):
         return detector
-    raise refusal(model, 'expected an ImageClassifier, an EncoderDecoder, a RetinaNet, '
-                  'a Faster R-CNN or a Mask R-CNN')
+    raise unsupported(model, 'expected an ImageClassifier, an EncoderDecoder, a '
+                      'RetinaNet, a Faster R-CNN or a Mask R-CNN')

@@ -1,19 +1,22 @@
-"""Suppression and RoIAlign as single operators of fixed output shape.
+"""NMS and RoIAlign as single operators with fixed output shapes.
 
-What is inside depends on values in the images: how many boxes stay, which regions are
-of which level. As operators they do not show that to a tracer. ONNX has operators for
+Inside, shapes depend on values: how many boxes NMS keeps, which RoIs belong to which
+feature map. As single operators they hide that from tracers. ONNX has operators for
 both, TorchScript scripts the functions, and `torch.export` keeps them by name
-(``mm_efficient::``), so that its programs need ``import mm_efficient.deploy``.
+(``mm_efficient::``), so loading its files needs ``import mm_efficient.deploy``.
 """
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
+ONNX_INT64 = 7  # onnx.TensorProto.INT64; ONNX need not be installed
 
-def _suppress(boxes: Tensor, scores: Tensor, iou_threshold: float,
-              max_output: int) -> Tensor:
+
+def _padded_nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
+                max_output: int) -> Tensor:
     kept = torch.full([boxes.shape[0], max_output], -1, dtype=torch.int64,
                       device=boxes.device)
     for i in range(boxes.shape[0]):
@@ -36,56 +39,58 @@ def _pyramid_roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor,
     return out
 
 
-_suppress_op, _pyramid_roi_align_op = _suppress, _pyramid_roi_align
-if hasattr(torch.library, 'custom_op'):  # torch 2.4; exporting needs later ones
-    _suppress_op = torch.library.custom_op(
-        'mm_efficient::suppress', _suppress, mutates_args=())
+_padded_nms_op: Any = _padded_nms
+_pyramid_roi_align_op: Any = _pyramid_roi_align
+if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.6
+    _padded_nms_op = torch.library.custom_op(
+        'mm_efficient::padded_nms', _padded_nms, mutates_args=())
     _pyramid_roi_align_op = torch.library.custom_op(
         'mm_efficient::pyramid_roi_align', _pyramid_roi_align, mutates_args=())
 
-    @_suppress_op.register_fake
-    def _(boxes, scores, iou_threshold, max_output):
+    @_padded_nms_op.register_fake
+    def _(boxes: Tensor, scores: Tensor, iou_threshold: float,
+          max_output: int) -> Tensor:
         return boxes.new_empty((boxes.shape[0], max_output), dtype=torch.int64)
 
     @_pyramid_roi_align_op.register_fake
-    def _(maps, rois, levels, scales, size, sampling_ratio):
+    def _(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float],
+          size: int, sampling_ratio: int) -> Tensor:
         return maps[0].new_empty((rois.shape[0], maps[0].shape[1], size, size))
 
 
-def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float,
-             max_output: int) -> Tensor:
-    """Greedy non-maximum suppression, of every image on its own.
+def padded_nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
+               max_output: int) -> Tensor:
+    """Greedy NMS of each image, with a fixed number of output rows.
 
     Args:
-        boxes (Tensor): Corners x1, y1, x2, y2, (B, N, 4).
-        scores (Tensor): (B, N); boxes with a score of 0 are none.
-        iou_threshold (float): A box that overlaps a kept, better one by more is
-            dropped.
-        max_output (int): Number of boxes that are kept at most.
+        boxes (Tensor): x1, y1, x2, y2, (B, N, 4).
+        scores (Tensor): (B, N), 0 where there is no box.
+        iou_threshold (float): Drop boxes whose IoU with a better one is greater.
+        max_output (int): Number of output rows.
 
     Returns:
-        Tensor: Their indices, best first, int64, (B, max_output); -1 where there is
-        none.
+        Tensor: Indices of the remaining boxes, best first, int64, (B, max_output);
+        -1 in unused rows.
     """
-    # As MMCV, which compares with the threshold in single precision
+    # MMCV compares with the threshold in float32
     iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
     if torch.jit.is_tracing():
-        return torch.jit.script(_suppress)(boxes, scores, iou_threshold, max_output)
-    return _suppress_op(boxes, scores, iou_threshold, max_output)
+        return torch.jit.script(_padded_nms)(boxes, scores, iou_threshold, max_output)
+    return _padded_nms_op(boxes, scores, iou_threshold, max_output)
 
 
 def pyramid_roi_align(maps: Sequence[Tensor], rois: Tensor, levels: Tensor,
                       scales: Sequence[float], size: int,
                       sampling_ratio: int) -> Tensor:
-    """RoIAlign of every region on the level of the pyramid it belongs to.
+    """RoIAlign, each RoI on the feature map assigned to it.
 
     Args:
-        maps (Sequence[Tensor]): Levels, each (B, C, h, w).
+        maps (Sequence[Tensor]): Feature maps, each (B, C, h, w).
         rois (Tensor): Image index, x1, y1, x2, y2, (K, 5).
-        levels (Tensor): Level of every region, int64, (K, ).
-        scales (Sequence[float]): Pixels of a level per pixel of the image.
-        size (int): Bins per side.
-        sampling_ratio (int): Samples per bin and side; 0 adapts to the region.
+        levels (Tensor): Index of the feature map of each RoI, int64, (K, ).
+        scales (Sequence[float]): Scale of each feature map relative to the image.
+        size (int): Output height and width.
+        sampling_ratio (int): Samples per bin and side; 0 adapts to the RoI.
 
     Returns:
         Tensor: (K, C, size, size).
@@ -97,57 +102,63 @@ def pyramid_roi_align(maps: Sequence[Tensor], rois: Tensor, levels: Tensor,
                                  sampling_ratio)
 
 
-# ------------------------------------------------------------------------- ONNX
-
-
-def onnx_translations() -> dict:
-    """The operators in those of ONNX, for ``torch.onnx.export``.
+def onnx_translations() -> dict[Any, Any]:
+    """Translations of both operators for ``torch.onnx.export``.
 
     Returns:
-        dict: ``custom_translation_table``.
+        dict: Its ``custom_translation_table``.
     """
-    from onnxscript import INT64
-    from onnxscript import opset18 as op
-
-    def ints(*values):
-        return op.Constant(value_ints=list(values))
-
-    def suppress(boxes, scores, iou_threshold, max_output):
-        # Rows of image, class and box, image after image, best first
-        rows = op.NonMaxSuppression(
-            boxes, op.Unsqueeze(scores, ints(1)), ints(max_output),
-            op.Constant(value_float=iou_threshold), op.Constant(value_float=0.))
-        image = op.Slice(rows, ints(0), ints(1), ints(1))  # (M, 1)
-        index = op.Squeeze(op.Slice(rows, ints(2), ints(3), ints(1)), ints(1))
-        batch = op.Shape(boxes, start=0, end=1)
-        images = op.Range(op.Constant(value_int=0), op.Squeeze(batch),
-                          op.Constant(value_int=1))
-        # The place of a row among those of its image
-        own = op.Cast(op.Equal(image, op.Unsqueeze(images, ints(0))), to=INT64.dtype)
-        count = op.CumSum(own, op.Constant(value_int=0))  # (M, B)
-        place = op.Sub(op.GatherElements(count, image, axis=1), ints(1))  # (M, 1)
-        none = op.Expand(op.Constant(value_int=-1),
-                         op.Concat(batch, ints(max_output), axis=0))
-        return op.ScatterND(none, op.Concat(image, place, axis=1), index)
-
-    def pyramid_roi_align(maps, rois, levels, scales, size, sampling_ratio):
-        corners = op.Slice(rois, ints(1), ints(5), ints(1))
-        images = op.Cast(op.Squeeze(op.Slice(rois, ints(0), ints(1), ints(1)), ints(1)),
-                         to=INT64.dtype)
-        indices, parts = [], []
-        for i, (level, scale) in enumerate(zip(maps, scales)):
-            index = op.Squeeze(op.NonZero(op.Equal(levels, op.Constant(value_int=i))),
-                               ints(0))
-            indices.append(index)
-            parts.append(op.RoiAlign(
-                level, op.Gather(corners, index), op.Gather(images, index),
-                coordinate_transformation_mode='half_pixel', mode='avg',
-                output_height=size, output_width=size, sampling_ratio=sampling_ratio,
-                spatial_scale=scale))
-        regions = op.Concat(*parts, axis=0)
-        index = op.Unsqueeze(op.Concat(*indices, axis=0), ints(1))
-        return op.ScatterND(op.ConstantOfShape(op.Shape(regions)), index, regions)
-
     ops = torch.ops.mm_efficient
-    return {ops.suppress.default: suppress,
-            ops.pyramid_roi_align.default: pyramid_roi_align}
+    return {ops.padded_nms.default: _onnx_padded_nms,
+            ops.pyramid_roi_align.default: _onnx_pyramid_roi_align}
+
+
+def _onnx_opset() -> Any:
+    from onnxscript import opset18
+    return opset18
+
+
+def _onnx_ints(*values: int) -> Any:
+    return _onnx_opset().Constant(value_ints=list(values))
+
+
+def _onnx_padded_nms(boxes: Any, scores: Any, iou_threshold: float, max_output: int
+                     ) -> Any:
+    op, ints = _onnx_opset(), _onnx_ints
+    # Rows of image, class and box: image after image, best first
+    rows = op.NonMaxSuppression(
+        boxes, op.Unsqueeze(scores, ints(1)), ints(max_output),
+        op.Constant(value_float=iou_threshold), op.Constant(value_float=0.))
+    image = op.Slice(rows, ints(0), ints(1), ints(1))  # (M, 1)
+    index = op.Squeeze(op.Slice(rows, ints(2), ints(3), ints(1)), ints(1))
+    batch_size = op.Shape(boxes, start=0, end=1)
+    images = op.Range(op.Constant(value_int=0), op.Squeeze(batch_size),
+                      op.Constant(value_int=1))
+    # Rank of each row among those of its image
+    own = op.Cast(op.Equal(image, op.Unsqueeze(images, ints(0))), to=ONNX_INT64)
+    count = op.CumSum(own, op.Constant(value_int=0))  # (M, B)
+    rank = op.Sub(op.GatherElements(count, image, axis=1), ints(1))  # (M, 1)
+    empty = op.Expand(op.Constant(value_int=-1),
+                      op.Concat(batch_size, ints(max_output), axis=0))
+    return op.ScatterND(empty, op.Concat(image, rank, axis=1), index)
+
+
+def _onnx_pyramid_roi_align(maps: Any, rois: Any, levels: Any, scales: Sequence[float],
+                            size: int, sampling_ratio: int) -> Any:
+    op, ints = _onnx_opset(), _onnx_ints
+    corners = op.Slice(rois, ints(1), ints(5), ints(1))
+    images = op.Cast(op.Squeeze(op.Slice(rois, ints(0), ints(1), ints(1)), ints(1)),
+                     to=ONNX_INT64)
+    indices, parts = [], []
+    for i, (feature_map, scale) in enumerate(zip(maps, scales)):
+        index = op.Squeeze(op.NonZero(op.Equal(levels, op.Constant(value_int=i))),
+                           ints(0))
+        indices.append(index)
+        parts.append(op.RoiAlign(
+            feature_map, op.Gather(corners, index), op.Gather(images, index),
+            coordinate_transformation_mode='half_pixel', mode='avg',
+            output_height=size, output_width=size, sampling_ratio=sampling_ratio,
+            spatial_scale=scale))
+    features = op.Concat(*parts, axis=0)
+    index = op.Unsqueeze(op.Concat(*indices, axis=0), ints(1))
+    return op.ScatterND(op.ConstantOfShape(op.Shape(features)), index, features)

@@ -1,4 +1,4 @@
-"""Whole models of our configs, with one block per stage, that find something."""
+"""Whole models of our configs, with one block per stage, that detect something."""
 from pathlib import Path
 
 import torch
@@ -6,7 +6,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mm_efficient.deploy.models import deploy_model
-from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.deploy.samples import randomize, sample_images
 from mm_efficient.models.base import fit_where_needed
 from mm_efficient.runs.configs import load_config
 
@@ -24,13 +24,13 @@ def small_model(name, **options):
         model = MODELS.build(cfg.model).eval()
     batches = small_images()
     fit_where_needed(model, (batches[0] - 128) / 64)
-    find_something(model)
+    raise_scores(model)
     randomize(deploy_model(model), lambda module, x: module.network(x), batches)
     return model
 
 
-def find_something(model):
-    """Without training nothing has a score of 0.05."""
+def raise_scores(model):
+    """Raise the scores of an untrained detector above the threshold of 0.05."""
     if hasattr(model, 'roi_head'):
         model.rpn_head.rpn_cls.weight.data.normal_(0, 0.1)
         model.roi_head.bbox_head.fc_cls.weight.data.normal_(0, 0.2)
@@ -42,5 +42,5 @@ def find_something(model):
 
 
 def small_images():
-    """Batches of two sizes."""
-    return photographs([], (96, 128))
+    """Batches of two shapes."""
+    return sample_images([], (96, 128))

@@ -12,7 +12,8 @@ from torch import nn
 
 import mm_efficient  # noqa: F401
 from mm_efficient.deploy.coreml import _decompositions, export_coreml
-from mm_efficient.errors import InputError
+from mm_efficient.deploy.exporting import check_format
+from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.models.base import fit_where_needed
 
 LEVELS = ('feat0', 'feat1', 'feat2', 'feat3')
@@ -66,7 +67,8 @@ def test_package_computes_what_the_model_does(name, tmp_path):
     model = build(name)
     path = tmp_path / 'model.mlpackage'
     names = tuple(f'feat{i}' for i in model.out_indices)
-    export_coreml(model, torch.rand(1, 3, 72, 96), path, output_names=names)
+    export_coreml(model, torch.rand(1, 3, 72, 96), path, output_names=names,
+                  input_name='image')
     x = torch.randn(1, 3, 72, 96)
     outputs = compute(path, {'image': x})
     expected = copy.deepcopy(model).double()(x.double())
@@ -106,24 +108,24 @@ class Tupled(nn.Module):
 
 
 @needs_coremltools
-def test_half_precision_halves_the_package_which_is_replaced(tmp_path):
+def test_fp16_halves_the_package_which_is_replaced(tmp_path):
     model, x = build('swiftformer'), torch.randn(1, 3, 64, 64)
     path = tmp_path / 'model.mlpackage'
     sizes = []
-    for half in (False, True):
-        export_coreml(model, x, path, output_names=LEVELS, half=half)
+    for fp16 in (False, True):
+        export_coreml(model, x, path, output_names=LEVELS, fp16=fp16)
         sizes.append((path / 'Data/com.apple.CoreML/weights/weight.bin').stat().st_size)
     assert 0.45 < sizes[1] / sizes[0] < 0.65
-    for level, reference in zip(compute(path, {'image': x}).values(), model(x)):
+    for level, reference in zip(compute(path, {'input': x}).values(), model(x)):
         error = (level - reference).abs().max() / reference.abs().max()
         assert 1e-5 < error < 1e-2  # of the weights
 
 
 @pytest.mark.parametrize('name', sorted(FLOAT32_ONLY))
-def test_half_precision_is_refused_where_it_overflows(name, tmp_path):
-    with pytest.raises(InputError, match='leaves the range of float16.* in float32'):
+def test_fp16_is_refused_where_it_overflows(name, tmp_path):
+    with pytest.raises(InputError, match='exceeds the range of float16.* in float32'):
         export_coreml(build(name), torch.rand(1, 3, 64, 64), tmp_path / 'm.mlpackage',
-                      output_names=LEVELS, half=True)
+                      output_names=LEVELS, fp16=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +139,7 @@ def test_what_cannot_be_converted_leaves_the_old_package(tmp_path):
     path = tmp_path / 'model.mlpackage'
     path.mkdir()
     (path / 'Manifest.json').write_text('old')
-    with pytest.raises(InputError, match='eigvalsh.*ONNX|eigh.*ONNX'):
+    with pytest.raises(ExecutionError, match='eigvalsh.*ONNX|eigh.*ONNX'):
         export_coreml(Unsupported(), torch.rand(1, 3, 8, 8), path, output_names=['out'])
     assert [entry.name for entry in tmp_path.iterdir()] == ['model.mlpackage']
     assert (path / 'Manifest.json').read_text() == 'old'
@@ -156,31 +158,24 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
 
 @needs_coremltools
 def test_wrong_number_of_names_is_refused(tmp_path):
-    with pytest.raises(InputError, match='cannot be exported'):
+    with pytest.raises(ExecutionError, match='cannot be exported'):
         export_coreml(Tupled(nn.Conv2d(3, 4, 3)).eval(), torch.rand(1, 3, 8, 8),
                       tmp_path / 'm.mlpackage', output_names=['one', 'two'])
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_coremltools_is_said(tmp_path, monkeypatch):
+def test_missing_coremltools(monkeypatch):
     monkeypatch.setitem(sys.modules, 'coremltools', None)
     with pytest.raises(InputError, match=r"pip install 'mm-efficient\[coreml\]'"):
-        export_coreml(nn.Identity(), torch.rand(1, 3, 8, 8), tmp_path / 'm.mlpackage',
-                      output_names=['out'])
-    assert not list(tmp_path.iterdir())
+        check_format('coreml', 'm.mlpackage')
 
 
-@pytest.mark.parametrize('name, message', [
-    ('model.onnx', 'folder named'),
-    ('taken.mlpackage', 'is no Core ML package'),
-])
-def test_other_paths_are_refused(name, message, tmp_path):
-    taken = tmp_path / 'taken.mlpackage'
-    taken.write_text('a file')
-    with pytest.raises(InputError, match=message):
-        export_coreml(nn.Identity(), torch.rand(1, 3, 8, 8), tmp_path / name,
-                      output_names=['out'])
-    assert taken.read_text() == 'a file'
+def test_files_that_are_no_packages_are_kept(tmp_path):
+    path = tmp_path / 'taken.mlpackage'
+    path.write_text('a file')
+    with pytest.raises(InputError, match='is not a Core ML package'):
+        export_coreml(nn.Identity(), torch.rand(1, 3, 8, 8), path, output_names=['out'])
+    assert path.read_text() == 'a file'
 
 
 def test_replacements_compute_the_same():

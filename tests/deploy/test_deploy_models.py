@@ -1,4 +1,4 @@
-"""What is deployed predicts what the models of OpenMMLab themselves do."""
+"""Wrapped models predict what OpenMMLab's models do."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small_models import small_images, small_model
 
-from mm_efficient.deploy.detectors import PooledFPN, paste_masks
-from mm_efficient.deploy.models import AdaptiveAverage, deploy_model
-from mm_efficient.deploy.verification import compare, predict
+from mm_efficient.deploy.detectors import paste_masks
+from mm_efficient.deploy.layers import AdaptiveAverage, StridedFPN
+from mm_efficient.deploy.models import deploy_model
+from mm_efficient.deploy.verification import measure_parity, predict
 from mm_efficient.errors import InputError
 from mm_efficient.files import configs_folder
 from mm_efficient.runs.configs import load_config
@@ -16,13 +17,13 @@ from mm_efficient.runs.configs import load_config
 NAMES = ['det/swiftformer_xs_retinanet_1x', 'det/lowformer_b0_maskrcnn_1x']
 
 
-def assert_same_objects(deployed, images, samples):
-    """Objects agree up to rounding, which differs between processors."""
-    found = compare(deployed, images, samples)
-    assert found.figures['boxes'] == sum(len(s.pred_instances) for s in samples)
-    assert found.figures['matched'] == 1
-    assert found.figures['pixels'] < 1e-3 and found.figures['scores'] < 1e-5
-    assert found.figures.get('overlap of masks', 1) > 0.999
+def assert_equal_detections(deployed, images, samples):
+    """Detections agree up to rounding, which differs between processors."""
+    found = measure_parity(deployed, images, samples)
+    assert found.metrics['boxes'] == sum(len(s.pred_instances) for s in samples)
+    assert found.metrics['matched'] == 1
+    assert found.metrics['pixels'] < 1e-3 and found.metrics['scores'] < 1e-5
+    assert found.metrics.get('mask IoU', 1) > 0.999
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -34,7 +35,7 @@ def test_detectors(name):
         numbers = [len(sample.pred_instances) for sample in samples]
         assert min(numbers) > 5  # or there is nothing to compare
         with torch.no_grad():
-            assert_same_objects(deployed, images, samples)
+            assert_equal_detections(deployed, images, samples)
             dets, labels, *masks = deployed(images)
         assert dets.shape == (len(images), 100, 5) and labels.dtype == torch.int64
         for i, n in enumerate(numbers):
@@ -43,7 +44,7 @@ def test_detectors(name):
             if masks:
                 pasted = paste_masks(masks[0][i, :n], dets[i, :n, :4], images.shape[2:])
                 assert 0 < pasted.float().mean() < 1
-    # Padding is seen by the network, but has no boxes
+    # The network sees the padding, but boxes end before it
     assert images.shape[3] % 32 and dets[..., 2].max() <= images.shape[3]
 
 
@@ -56,7 +57,7 @@ def test_detector_without_masks_and_with_boxes_of_all_classes():
     samples = predict(model, images)
     assert all(len(sample.pred_instances) for sample in samples)
     with torch.no_grad():
-        assert_same_objects(deploy_model(model), images, samples)
+        assert_equal_detections(deploy_model(model), images, samples)
 
 
 @pytest.mark.parametrize('name', ['seg/lowformer_b0_upernet_160k',
@@ -91,8 +92,8 @@ def test_masks_of_another_threshold():
     deployed = deploy_model(model)
     with torch.no_grad():
         for threshold, lowest, highest in ((0.3, 0.99, 1), (0.5, 0, 0.95)):
-            found = compare(deployed, images, samples, threshold)
-            assert lowest <= found.figures['overlap of masks'] <= highest
+            found = measure_parity(deployed, images, samples, threshold)
+            assert lowest <= found.metrics['mask IoU'] <= highest
 
 
 def test_segmentors_that_pad():
@@ -106,7 +107,7 @@ def test_segmentors_that_pad():
     assert (labels[0] == truth).float().mean() > 0.9999
     plain = small_model('seg/swiftformer_xs_fpn_40k')
     assert (predict(plain, images)[0].pred_sem_seg.data == truth).float().mean() < 0.999
-    with pytest.raises(InputError, match='test_cfg.size pads to one size'):
+    with pytest.raises(InputError, match='test_cfg.size pads to a fixed size'):
         small_model('seg/swiftformer_xs_fpn_40k', **{
             'model.data_preprocessor.test_cfg': dict(size=(256, 256))})
 
@@ -129,7 +130,7 @@ def test_coarsest_levels():
     neck = FPN([4, 4], 8, num_outs=4).eval()
     maps = [torch.rand(1, 4, 13, 22), torch.rand(1, 4, 7, 11)]
     expected = neck(maps)
-    levels = PooledFPN(neck)(maps)
+    levels = StridedFPN(neck)(maps)
     assert [x.shape[2:] for x in levels] == [(13, 22), (7, 11), (4, 6), (2, 3)]
     for level, truth in zip(levels, expected):
         assert torch.equal(level, truth)

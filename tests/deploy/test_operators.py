@@ -1,12 +1,16 @@
-"""Suppression and RoIAlign: as in MMCV and MMDetection, and the same in ONNX."""
+"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX."""
 import pytest
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models import SingleRoIExtractor
 from torch import nn
 
-from mm_efficient.deploy.detectors import best_boxes, extract_regions
-from mm_efficient.deploy.operators import onnx_translations, pyramid_roi_align, suppress
+from mm_efficient.deploy.detectors import extract_roi_features, grouped_nms
+from mm_efficient.deploy.operators import (
+    onnx_translations,
+    padded_nms,
+    pyramid_roi_align,
+)
 
 STRIDES = (4, 8, 16, 32)
 
@@ -19,7 +23,7 @@ def boxes(batch, number, seed=0, size=300):
 
 
 def scores(batch, number, seed=0):
-    """Without two that are alike; about a third are of no box."""
+    """Distinct scores; about a third are 0, without a box."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(batch, number, generator=generator).argsort(-1)
     return (order.float() / number - 0.3).clamp(min=0)
@@ -39,18 +43,18 @@ def maps():
             for stride in (*STRIDES, 64)]
 
 
-def regions():
-    """Of every size, one without any extent, and one that ends with the image."""
+def rois():
+    """Of every size, including an empty one and one that fills the image."""
     parts = [boxes(2, 20, seed, size) for seed, size in enumerate((40, 200, 460))]
     return torch.cat([*parts, torch.zeros(2, 1, 4),
                       torch.tensor([0., 0., 224., 224.]).expand(2, 1, 4)], 1)
 
 
-def test_suppression_within_groups_is_that_of_mmcv():
+def test_grouped_nms_is_batched_nms_of_mmcv():
     x, s = boxes(3, 200), scores(3, 200)
     s[2] = 0  # an image without boxes
     groups = torch.arange(200).expand(3, -1) % 4
-    dets, kept = best_boxes(x, s, groups, dict(type='nms', iou_threshold=0.3), 50)
+    dets, kept = grouped_nms(x, s, groups, dict(type='nms', iou_threshold=0.3), 50)
     numbers = []
     for i in range(3):
         valid = s[i] > 0
@@ -66,31 +70,32 @@ def test_suppression_within_groups_is_that_of_mmcv():
     assert numbers[0] == 50 and numbers[2] == 0  # too many, none
 
 
-def test_suppression_that_ignores_groups():
+def test_class_agnostic_nms():
     x = torch.tensor([[[0., 0., 10., 10.], [0., 0., 10., 9.]]])
     s, groups = torch.tensor([[0.5, 0.6]]), torch.tensor([[0, 1]])
     for agnostic, number in ((False, 2), (True, 1)):
         nms = dict(iou_threshold=0.5, class_agnostic=agnostic)
-        _, kept = best_boxes(x, s, groups, nms, 2)
+        _, kept = grouped_nms(x, s, groups, nms, 2)
         assert (kept >= 0).sum() == number
 
 
-def test_regions_are_those_of_mmdetection(extractor, maps):
-    x = regions()
-    rois = torch.cat([torch.cat([torch.full((x.shape[1], 1), float(i)), x[i]], 1)
-                      for i in range(2)])
-    used = extractor.map_roi_levels(rois, 4).unique()
-    assert used.tolist() == [0, 1, 2]  # one level has no region
-    assert torch.equal(extract_regions(extractor, maps, x), extractor(maps[:4], rois))
+def test_roi_features_are_those_of_mmdetection(extractor, maps):
+    x = rois()
+    indexed = torch.cat([torch.cat([torch.full((x.shape[1], 1), float(i)), x[i]], 1)
+                         for i in range(2)])
+    used = extractor.map_roi_levels(indexed, 4).unique()
+    assert used.tolist() == [0, 1, 2]  # no RoI on the coarsest feature map
+    assert torch.equal(extract_roi_features(extractor, maps, x),
+                       extractor(maps[:4], indexed))
 
 
-class Suppression(nn.Module):
+class NMS(nn.Module):
 
     def forward(self, x, s):
-        return suppress(x, s, 0.3, 20)
+        return padded_nms(x, s, 0.3, 20)
 
 
-class Regions(nn.Module):
+class RoIFeatures(nn.Module):
 
     def forward(self, a, b, rois, levels):
         return pyramid_roi_align([a, b], rois, levels, [1 / 4, 1 / 8], 7, 0)
@@ -108,35 +113,35 @@ def onnx_session(module, x, free, path):
         name: each.numpy() for name, each in zip(names, x)})[0])
 
 
-def test_suppression_in_onnx(tmp_path):
+def test_nms_in_onnx(tmp_path):
     x, s = boxes(2, 100), scores(2, 100)
-    run = onnx_session(Suppression(), (x, s), ({0: 'b', 1: 'n'}, {0: 'b', 1: 'n'}),
+    run = onnx_session(NMS(), (x, s), ({0: 'b', 1: 'n'}, {0: 'b', 1: 'n'}),
                        tmp_path / 'a.onnx')
     for batch, number in ((2, 100), (1, 300), (3, 7)):
         x, s = boxes(batch, number, seed=5), scores(batch, number, seed=6)
-        s[-1, :] *= batch < 3  # an image without boxes, behind others
-        expected = suppress(x, s, 0.3, 20)
+        s[-1, :] *= batch < 3  # the last image has no boxes
+        expected = padded_nms(x, s, 0.3, 20)
         assert torch.equal(run(x, s), expected)
     assert (expected[:2] >= 0).any() and (expected[2] == -1).all()
 
 
-def test_regions_in_onnx(maps, tmp_path):
-    x = torch.cat([torch.zeros(62, 1), regions()[0]], 1)
+def test_roi_align_in_onnx(maps, tmp_path):
+    x = torch.cat([torch.zeros(62, 1), rois()[0]], 1)
     x[::3, 0] = 1
     levels = torch.arange(62) % 2
     free = (None, None, {0: 'k'}, {0: 'k'})
-    run = onnx_session(Regions(), (*maps[:2], x, levels), free, tmp_path / 'a.onnx')
+    run = onnx_session(RoIFeatures(), (*maps[:2], x, levels), free, tmp_path / 'a.onnx')
     for each in (levels, 1 - levels, torch.zeros_like(levels)):
         expected = pyramid_roi_align(maps[:2], x, each, [1 / 4, 1 / 8], 7, 0)
         torch.testing.assert_close(run(*maps[:2], x, each), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize('module, x', [
-    (Suppression(), (boxes(2, 100), scores(2, 100))),
-    (Regions(), (torch.randn(2, 3, 50, 60), torch.randn(2, 3, 25, 30),
-                 torch.cat([torch.ones(62, 1), regions()[0]], 1),
-                 torch.arange(62) % 2))], ids=['suppress', 'regions'])
-def test_torchscript_and_programs(module, x, tmp_path):
+    (NMS(), (boxes(2, 100), scores(2, 100))),
+    (RoIFeatures(), (torch.randn(2, 3, 50, 60), torch.randn(2, 3, 25, 30),
+                 torch.cat([torch.ones(62, 1), rois()[0]], 1),
+                 torch.arange(62) % 2))], ids=['nms', 'rois'])
+def test_torchscript_and_exported_programs(module, x, tmp_path):
     expected = module(*x)
     torch.jit.trace(module, x, check_trace=False).save(tmp_path / 'a.pt')
     assert torch.equal(torch.jit.load(tmp_path / 'a.pt')(*x), expected)

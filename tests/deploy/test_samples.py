@@ -1,4 +1,4 @@
-"""What exports are compared on."""
+"""Images and weights that exports are compared on."""
 import copy
 
 import numpy as np
@@ -7,32 +7,32 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.deploy.samples import randomize, sample_images
 
 
-def test_photographs_of_two_sizes():
-    first, second = photographs([], (96, 128))
+def test_synthetic_images_of_two_shapes():
+    first, second = sample_images([], (96, 128))
     assert first.shape == (2, 3, 96, 128) and second.shape == (1, 3, 75, 161)
     assert not torch.equal(first[0], first[1])
     assert 0 <= first.min() and 128 < first.max() <= 255
 
 
-def test_photographs_of_a_file(tmp_path):
+def test_images_of_a_file(tmp_path):
     import mmcv
     blue = np.zeros((40, 60, 3), np.uint8)
-    blue[..., 0] = 200  # as files are written: BGR
+    blue[..., 0] = 200  # OpenCV writes BGR
     mmcv.imwrite(blue, str(tmp_path / 'blue.png'))
-    for batch in photographs([tmp_path / 'blue.png'], (64, 96)):
+    for batch in sample_images([tmp_path / 'blue.png'], (64, 96)):
         assert batch.mean((0, 2, 3)).tolist() == [0, 0, 200]
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_random_weights_neither_vanish_nor_overflow(seed):
-    """Attention of ReduceFormer grows with the square of what goes in."""
+    """ReduceFormer's attention grows with the square of its input."""
     torch.manual_seed(seed)
     model = MODELS.build(dict(type='mmpretrain.ReduceFormer', arch='b3',
                               out_indices=(0, 1, 2, 3), pretrain_size=224)).eval()
-    batches = [(images - 128) / 64 for images in photographs([], (64, 96))]
+    batches = [(images - 128) / 64 for images in sample_images([], (64, 96))]
     randomize(model, lambda model, x: model(x), batches)
     exact = copy.deepcopy(model).double()
     for x in batches:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from mm_efficient.datasets.scenes import draw_scene
-from mm_efficient.deploy.exporting import load
-from mm_efficient.deploy.samples import photographs, randomize
+from mm_efficient.deploy import load_exported, randomize, sample_images
 from mm_efficient.deploy.verification import predict
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.models import load_model
@@ -38,7 +37,7 @@ model = dict(
 
 @pytest.fixture
 def small(config, tmp_path, monkeypatch):
-    """A small classifier of our configs, in an empty working folder."""
+    """Config of a small classifier, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'small.py'
     path.write_text(CONFIG.format(config('cls/swiftformer_xs_300e.py')))
@@ -46,54 +45,54 @@ def small(config, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / 'photo.png'
+def image_file(tmp_path):
+    path = tmp_path / 'image.png'
     image = draw_scene(np.random.default_rng(0), (90, 120)).image
     cv2.imwrite(str(path), image[..., ::-1])
     return str(path)
 
 
-def test_classifier_on_a_photograph(tool, small, photo, tmp_path, capsys):
+def test_classifier_on_an_image(tool, small, image_file, tmp_path, capsys):
     import onnx
-    tool('deployment/export')([small, '--out', 'out/small.onnx', '--size', '64x96',
-                               '--image', photo])
+    tool('deployment/export')([small, '--out', 'out/small.onnx', '--shape', '64x96',
+                               '--image', image_file])
     text = ' '.join(capsys.readouterr().out.split())
     found = re.findall(r'compared with PyTorch, (\S+ x 3 x \S+ x \S+): scores (\S+)',
                        text)
     assert [shape for shape, _ in found] == ['2 x 3 x 64 x 96', '1 x 3 x 51 x 121']
     assert all(0 <= float(deviation) < 1e-4 for _, deviation in found)
-    assert re.search(r'folded: \d+ norms, \d+ scales', text)
+    assert re.search(r'fused: \d+ modules converted, \d+ batch norms folded', text)
     assert 'Conv' in text and 'written: out/small.onnx' in text
     properties = {each.key: each.value for each in onnx.load(
         tmp_path / 'out/small.onnx').metadata_props}
     assert properties['task'] == 'mmpretrain'
     assert properties['weights'] == 'random' and 'weights: random' in text
     assert json.loads(properties['classes']) == [f'class {i}' for i in range(5)]
-    scores, = load('out/small.onnx', 'onnx')(torch.zeros(1, 3, 75, 64))
+    scores, = load_exported('out/small.onnx', 'onnx')(torch.zeros(1, 3, 75, 64))
     assert scores.shape == (1, 5) and scores.sum().item() == pytest.approx(1)
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['small.onnx']
 
 
 def test_backbone_as_torchscript(tool, small, tmp_path, capsys):
-    tool('deployment/export')([small, '--out', 'small.pt', '--size', '64', '--static',
+    tool('deployment/export')([small, '--out', 'small.pt', '--shape', '64', '--static',
                                '--backbone', '--no-fuse', '--format', 'torchscript'])
     text = ' '.join(capsys.readouterr().out.split())
-    assert '1 x 3 x 64 x 64: map 0' in text and 'folded' not in text
-    assert load('small.pt', 'torchscript')(torch.zeros(1, 3, 64, 64))[0].shape == (
-        1, 64, 2, 2)
+    assert '1 x 3 x 64 x 64: feature map 0' in text and 'fused' not in text
+    run = load_exported('small.pt', 'torchscript')
+    assert run(torch.zeros(1, 3, 64, 64))[0].shape == (1, 64, 2, 2)
 
 
 def test_weights_that_the_config_names_are_kept(tool, small, config, capsys):
-    model, images = load_model(load_config(small)), photographs([], (64, 64))[0]
+    model, images = load_model(load_config(small)), sample_images([], (64, 64))[0]
     randomize(model, lambda model, x: model((x - 128) / 64), [images])
     for parameter in model.head.parameters():
         parameter.data *= 3
     torch.save(dict(state_dict=model.state_dict()), 'trained.pth')
     tool('deployment/export')([
-        small, '--out', 'small.pt', '--size', '64', '--cfg-options',
+        small, '--out', 'small.pt', '--shape', '64', '--cfg-options',
         'model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint=trained.pth'])
-    assert 'weights: those of init_cfg' in capsys.readouterr().out
-    scores, = load('small.pt', 'torchscript')(images)
+    assert 'weights: init_cfg' in capsys.readouterr().out
+    scores, = load_exported('small.pt', 'torchscript')(images)
     expected = torch.stack([sample.pred_score for sample in predict(model, images)])
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-6)
     assert expected.std() > 0.01
@@ -101,13 +100,13 @@ def test_weights_that_the_config_names_are_kept(tool, small, config, capsys):
 
 def test_models_that_cannot_be_built_or_run(tool, small, fails, tmp_path):
     main = tool('deployment/export')
-    args = [small, '--out', 'a.pt', '--size', '64', '--cfg-options']
+    args = [small, '--out', 'a.pt', '--shape', '64', '--cfg-options']
     assert 'cannot be built: KeyError' in fails(main, *args, 'model.head.type=Foo')
     assert 'init_cfg of the config names cannot be loaded' in fails(
         main, *args, 'model.head.init_cfg.type=Pretrained',
         'model.head.init_cfg.checkpoint=none.pth')
     (tmp_path / 'fixed.py').write_text(FIXED_SIZE)
-    args = ['fixed.py', '--out', 'a.pt', '--size', '64']
+    args = ['fixed.py', '--out', 'a.pt', '--shape', '64']
     assert 'cannot run images of 2 x 3 x 64 x 64, 1 x 3 x 51 x 81: AssertionError' in (
         fails(main, *args))
     assert not (tmp_path / 'a.pt').exists()
@@ -119,14 +118,15 @@ def test_wrong_arguments(tool, small, fails, tmp_path, capsys):
     main = tool('deployment/export')
     message = fails(main, small, '--out', 'small.caffe')
     assert 'has to end with .onnx or .pt or .pt2 or .mlpackage' in message
-    assert 'format coreml ends with .mlpackage' in fails(
+    assert 'format coreml must end with .mlpackage' in fails(
         main, small, '--out', 'small.pt', '--format', 'coreml')
     assert 'a.pth does not exist' in fails(main, small, 'a.pth', '--out', 'a.pt')
     assert 'none.py does not exist' in fails(main, 'none.py', '--out', 'a.pt')
-    assert 'choice of format coreml' in fails(main, small, '--out', 'a.pt', '--half')
+    message = fails(main, small, '--out', 'a.pt', '--fp16')
+    assert 'available in format coreml only' in message
     message = fails(main, small, '--out', 'a.pt', '--image', 'none.jpg')
     assert 'none.jpg does not exist' in message
     with pytest.raises(SystemExit):
-        main([small, '--out', 'a.pt', '--size', '16'])
+        main([small, '--out', 'a.pt', '--shape', '16'])
     assert 'sides of at least 32, got 16x16' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['small.py']

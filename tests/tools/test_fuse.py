@@ -12,30 +12,25 @@ model = dict(
     head=dict(type='DistilledClsHead', num_classes=5, in_channels=16))
 train_dataloader = test_dataloader = dict(dataset=dict())
 """
-SMALL = ['--size', '64x96']
+SMALL = ['--shape', '64x96']
 
 
 @pytest.fixture
 def fuse(tool, capsys):
-    """Run the tool; returns its rows and its output."""
+    """Run the tool; returns the lines it prints."""
     def run(*args):
         tool('deployment/fuse')([*args])
-        text = capsys.readouterr().out
-        rows = [[cell.strip() for cell in line.split('│')[1:-1]]
-                for line in text.splitlines()]
-        return [row for row in rows if row], ' '.join(text.split())
+        return capsys.readouterr().out.splitlines()
     return run
 
 
-def test_tables(fuse):
-    rows, text = fuse('timm/resnet18', 'resnetv2_50', *SMALL)
-    assert rows[0] == ['bn1', 'BatchNorm2d', 'conv1']
-    assert rows[20] == ['stages.0.blocks.0.norm2', 'BatchNormAct2d',
-                        'stages.0.blocks.0.conv1']
-    assert rows[-1] == ['norm', 'BatchNormAct2d',
-                        'before: no convolution; behind: no convolution']
-    assert ('0 modules converted, 20 batch norms folded; 11.690 M parameters before, '
-            '11.685 M after; deviation') in text
+def test_models_of_other_libraries(fuse):
+    resnet, preact = fuse('timm/resnet18', 'resnetv2_50', *SMALL)
+    assert resnet.startswith(
+        'timm/resnet18: 0 modules converted, 20 batch norms folded, no norms left; '
+        '11.690 M parameters before, 11.685 M after; deviation ')
+    assert preact.startswith('resnetv2_50: 0 modules converted, 32 batch norms folded, '
+                             '17 BatchNormAct2d left; ')
 
 
 def test_checkpoint(fuse, fails, tool, tmp_path, monkeypatch):
@@ -45,32 +40,31 @@ def test_checkpoint(fuse, fails, tool, tmp_path, monkeypatch):
     with torch.no_grad():
         model.head.fc.weight.fill_(torch.nan)
     torch.save(dict(state_dict=model.state_dict()), 'model.pth')
-    rows, _ = fuse('swift.py', *SMALL)
-    assert ['head', 'DistilledClsHead', 'switch_to_deploy()'] in rows
+    line, = fuse('swift.py', *SMALL)
+    assert 'swift: 5 modules converted, 14 batch norms folded, no norms left; ' in line
     main = tool('deployment/fuse')
-    assert 'ImageClassifier gives NaN or infinity for this image' in fails(
+    assert 'ImageClassifier returns NaN or infinity for this image' in fails(
         main, 'swift.py', *SMALL, '--checkpoint', 'model.pth')
     assert 'none.pth does not exist' in fails(
         main, 'swift.py', *SMALL, '--checkpoint', 'none.pth')
 
 
 def test_random_weights_of_a_model_that_would_overflow(fuse):
-    _, text = fuse('reduceformer_b3', *SMALL)
-    assert 0 < float(text.split('deviation')[1].split()[0]) < 1e-3
+    line, = fuse('reduceformer_b3', *SMALL)
+    assert 0 < float(line.split('deviation')[1]) < 1e-3
 
 
-def test_detector_of_two_stages(fuse):
-    rows, _ = fuse('swiftformer_xs_maskrcnn_1x', *SMALL)
-    assert ['backbone.output_norms.0', 'BatchNorm2d', 'neck.lateral_convs.0.conv'] in (
-        rows)
+def test_two_stage_detector(fuse):
+    line, = fuse('swiftformer_xs_maskrcnn_1x', *SMALL)
+    assert '16 modules converted, 25 batch norms folded, 4 BatchNorm2d left; ' in line
 
 
 def test_errors(tool, fails, capsys):
     main = tool('deployment/fuse')
     assert 'there is no model' in fails(main, 'resnet5')
     assert 'image of 20 x 20 pixels: ValueError: SwiftFormer has stride 32' in fails(
-        main, 'swiftformer_xs', '--size', '20')
-    for args in (['a.py', 'b.py', '--checkpoint', 'c.pth'], ['a.py', '--size', '0']):
+        main, 'swiftformer_xs', '--shape', '20')
+    for args in (['a.py', 'b.py', '--checkpoint', 'c.pth'], ['a.py', '--shape', '0']):
         with pytest.raises(SystemExit):
             main(args)
-    assert "'0' is no size; expected 224" in capsys.readouterr().err
+    assert "argument --shape: '0' is" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from mmcv.cnn.bricks import DropPath
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attention_maps import AttentionMap, Token
 from ..base import PyramidBackbone, drop_path_rates, run_blocks
@@ -179,7 +180,8 @@ class ConvBlock(nn.Module):
         return _add_scaled(x, self.layer_scale, self.mlp(self.dwconv(x)))
 
     def switch_to_deploy(self) -> None:
-        """Fold the layer scale into the MLP, for inference."""
+        """Fold the norm and the layer scale into the MLP, for inference."""
+        self.mlp.switch_to_deploy()
         if self.layer_scale is not None:
             _scale_output(self.mlp.fc2, self.layer_scale)
             self.layer_scale = None
@@ -211,8 +213,9 @@ class EncoderBlock(nn.Module):
         return _add_scaled(x, self.mlp_scale, self.drop_path(self.mlp(x)))
 
     def switch_to_deploy(self) -> None:
-        """Fold the layer scales into what they scale, for inference."""
+        """Fold norms and layer scales into the convolutions, for inference."""
         self.local.switch_to_deploy()
+        self.mlp.switch_to_deploy()
         if self.attn_scale is not None and self.mlp_scale is not None:
             _scale_output(self.attn.final, self.attn_scale)
             _scale_output(self.mlp.fc2, self.mlp_scale)
@@ -275,13 +278,25 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dims: int, ratio: int):
         super().__init__()
-        self.norm = nn.BatchNorm2d(embed_dims)
+        self.norm: nn.Module = nn.BatchNorm2d(embed_dims)
         self.fc1 = PointwiseConv(embed_dims, ratio * embed_dims)
         self.fc2 = PointwiseConv(ratio * embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold the norm into the first convolution, for inference."""
+        norm, weight = self.norm, self.fc1.weight
+        if not isinstance(norm, _BatchNorm):
+            return
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - scale * norm.running_mean
+        self.fc1.bias.add_(weight.flatten(1) @ shift)
+        weight.mul_(scale[:, None, None])
+        self.norm = nn.Identity()
 
 
 def _layer_scale(embed_dims: int, value: float) -> nn.Parameter:
