@@ -77,7 +77,8 @@ def _remove(path):
 
 def _copy(source, target):
     if source.is_dir():
-        ignored = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
+        # tools/model_zoo writes into a checkout
+        ignored = shutil.ignore_patterns('__pycache__', '*.pyc', '.*', 'model_zoo')
         shutil.copytree(source, target, ignore=ignored)
     else:
         shutil.copyfile(source, target)

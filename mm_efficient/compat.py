@@ -1,13 +1,12 @@
-"""The few repairs that let stock OpenMMLab run on current PyTorch.
+"""Repairs that let stock OpenMMLab run on current PyTorch.
 
-Each one is applied only where it is needed and stays out of the way elsewhere:
+Each one is applied only where it is needed:
 
-- :class:`ExtensionFinder` serves ``mmcv._ext`` from torchvision's operators
-  where MMCV was installed without its compiled extension (``mmcv-lite``,
-  ``onedl-mmcv``), so that ``mmdet.models`` and ``mmseg.models`` import and
-  RetinaNet and Mask R-CNN train.
-- :func:`repair_checkpoint_loading` lets MMEngine <= 0.10.7 read its own
-  checkpoints on PyTorch >= 2.6.
+- :class:`ExtensionFinder` serves ``mmcv._ext`` from torchvision's operators where MMCV
+  was installed without its compiled extension (``mmcv-lite``, ``onedl-mmcv``), so that
+  ``mmdet.models`` and ``mmseg.models`` import and RetinaNet and Mask R-CNN train.
+- :func:`repair_checkpoint_loading` lets MMEngine <= 0.10.7 read its own checkpoints on
+  PyTorch >= 2.6.
 """
 import contextlib
 import importlib.abc
@@ -16,8 +15,13 @@ import inspect
 import os
 import os.path as osp
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     import mmcv  # noqa: F401
@@ -35,9 +39,9 @@ EXTENSION = 'mmcv._ext'
 
 
 def apply() -> None:
-    """Apply every repair this environment needs; calling it twice is fine."""
+    """Apply every repair this environment needs. Can be called repeatedly."""
     if FINDER not in sys.meta_path:
-        # Last: whatever else can find a compiled extension is asked before.
+        # last, so that a compiled extension is found first
         sys.meta_path.append(FINDER)
     if needs_checkpoint_repair():
         repair_checkpoint_loading()
@@ -46,97 +50,98 @@ def apply() -> None:
 # ----------------------------------------------------------------------------
 # mmcv._ext backed by torchvision
 #
-# Argument names, their order and what is written in place follow the calls in
-# mmcv/ops/{nms,roi_align,focal_loss}.py, the same in mmcv 2.1.0 and
-# onedl-mmcv 2.3.6. torchvision is imported on first use because a project
-# without detection or segmentation never needs it here.
+# Argument names, their order and the in-place outputs follow the calls in
+# mmcv/ops/{nms,roi_align,focal_loss}.py, the same in mmcv 2.1.0 and onedl-mmcv 2.3.6.
+# torchvision is imported on first use, because classification does not need it.
 
 
-def _upcast(tensor):
-    """float16 and bfloat16 to float32: the kernels' own half paths differ."""
+def _upcast(tensor: Tensor) -> Tensor:
+    """float16 and bfloat16 to float32, because the kernels' half paths differ."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     return tensor.float() if half else tensor
 
 
-def nms(boxes, scores, iou_threshold, offset):
-    """Greedy non-maximum suppression, as ``mmcv._ext.nms``.
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Greedy NMS, as ``mmcv._ext.nms``.
 
     Args:
-        boxes (Tensor): Corners x1, y1, x2, y2, of shape (N, 4).
-        scores (Tensor): One score per box, of shape (N, ).
-        iou_threshold (float): A box that overlaps a kept, better one by more
-            than this is dropped.
+        boxes (Tensor): Corners x1, y1, x2, y2, (N, 4).
+        scores (Tensor): One score per box, (N, ).
+        iou_threshold (float): Boxes whose IoU with a better box is larger are removed.
         offset (int): 0 or 1; a box is ``x2 - x1 + offset`` wide.
 
     Returns:
         Tensor: Indices of the kept boxes, int64, best score first.
     """
     from torchvision.ops import nms as torchvision_nms
-    # mmcv sorts without asking for a stable order; repeating its very call
-    # keeps boxes with equal scores in the order it would visit them.
+    # mmcv's sort is not stable. The same call visits boxes of equal score in the same
+    # order.
     order = scores.sort(0, descending=True)[1]
     boxes = _upcast(boxes)[order]
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     rank = torch.arange(
         len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
-    # mmcv compares with the threshold as float32, torchvision as float64:
-    # for an overlap of exactly 0.3 the two would decide differently.
+    # mmcv compares in float32, torchvision in float64: for an IoU of exactly 0.3 they
+    # would decide differently.
     iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
     return order[torchvision_nms(boxes, rank, iou_threshold)]
 
 
-def _check_average_pooling(pool_mode):
+def _check_average_pooling(pool_mode: int) -> None:
     if pool_mode != 1:  # mmcv's number for 'avg'; 0 is 'max'
         raise NotImplementedError(
-            "The torchvision-backed RoIAlign has pool_mode='avg' only, got "
+            "The torchvision-backed RoIAlign supports pool_mode='avg' only, got "
             f"'max'. {_INSTALL_HINT}")
 
 
-def roi_align_forward(input, rois, output, argmax_y, argmax_x, aligned_height,
-                      aligned_width, spatial_scale, sampling_ratio, pool_mode,
-                      aligned):
+def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor,
+                      argmax_x: Tensor, aligned_height: int, aligned_width: int,
+                      spatial_scale: float, sampling_ratio: int, pool_mode: int,
+                      aligned: bool) -> None:
     """RoIAlign with average pooling, as ``mmcv._ext.roi_align_forward``.
 
     Args:
-        input (Tensor): Feature map of shape (B, C, H, W).
-        rois (Tensor): Image index, x1, y1, x2, y2, of shape (N, 5).
-        output (Tensor): Filled in place, of shape
-            (N, C, aligned_height, aligned_width).
-        argmax_y (Tensor): Unused; needed by max pooling only.
-        argmax_x (Tensor): Unused; needed by max pooling only.
-        aligned_height (int): Bins per RoI, vertically.
-        aligned_width (int): Bins per RoI, horizontally.
+        input (Tensor): Feature map, (B, C, H, W).
+        rois (Tensor): Image index, x1, y1, x2, y2, (N, 5).
+        output (Tensor): Filled in place, (N, C, aligned_height, aligned_width).
+        argmax_y (Tensor): Unused, for max pooling only.
+        argmax_x (Tensor): Unused, for max pooling only.
+        aligned_height (int): Vertical bins per RoI.
+        aligned_width (int): Horizontal bins per RoI.
         spatial_scale (float): Feature pixels per image pixel.
         sampling_ratio (int): Samples per bin and axis; 0 adapts to the RoI.
         pool_mode (int): 1, average.
         aligned (bool): Whether pixel centres are at half coordinates.
 
     Raises:
-        NotImplementedError: If ``pool_mode`` asks for max pooling.
+        NotImplementedError: If ``pool_mode`` is not average.
     """
-    from torchvision.ops import roi_align
+    import torchvision  # noqa: F401  registers torch.ops.torchvision
     _check_average_pooling(pool_mode)
     features = _upcast(input)
+    # Not torchvision.ops.roi_align: with deterministic algorithms it switches to a
+    # Python implementation on CUDA, which runs out of memory in training.
     output.copy_(
-        roi_align(features, rois.to(features.dtype),
-                  (aligned_height, aligned_width), spatial_scale,
-                  sampling_ratio, aligned))
+        torch.ops.torchvision.roi_align(
+            features, rois.to(features.dtype), spatial_scale, aligned_height,
+            aligned_width, sampling_ratio, aligned))
 
 
-def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input,
-                       aligned_height, aligned_width, spatial_scale,
-                       sampling_ratio, pool_mode, aligned):
+def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor,
+                       argmax_x: Tensor, grad_input: Tensor, aligned_height: int,
+                       aligned_width: int, spatial_scale: float, sampling_ratio: int,
+                       pool_mode: int, aligned: bool) -> None:
     """Gradient of :func:`roi_align_forward` with respect to ``input``.
 
     Args:
         grad_output (Tensor): (N, C, aligned_height, aligned_width).
-        grad_input (Tensor): Filled in place, of shape (B, C, H, W).
+        grad_input (Tensor): Filled in place, (B, C, H, W).
 
     The other arguments are those of the forward pass.
 
     Raises:
-        NotImplementedError: If ``pool_mode`` asks for max pooling.
+        NotImplementedError: If ``pool_mode`` is not average.
     """
     import torchvision  # noqa: F401  registers torch.ops.torchvision
     _check_average_pooling(pool_mode)
@@ -150,10 +155,11 @@ def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input,
 
 
 @contextlib.contextmanager
-def _warn_if_not_deterministic():
-    """Make PyTorch warn where it would refuse a CUDA kernel without a
-    deterministic form: mmcv's own RoIAlign runs under
-    ``randomness=dict(deterministic=True)`` too, and just as unordered.
+def _warn_if_not_deterministic() -> Iterator[None]:
+    """Warn about a nondeterministic CUDA kernel instead of refusing it.
+
+    mmcv's own RoIAlign runs with ``randomness=dict(deterministic=True)`` too, and is
+    no more deterministic.
     """
     strict = (
         torch.are_deterministic_algorithms_enabled()
@@ -167,43 +173,43 @@ def _warn_if_not_deterministic():
             torch.use_deterministic_algorithms(True)
 
 
-def _focal_terms(input, target, weight, alpha):
-    """What the focal loss and its gradient share.
+def _focal_terms(input: Tensor, target: Tensor, weight: Tensor,
+                 alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms shared by the focal loss and its gradient.
 
     Returns:
-        tuple: ``positive`` (N, C), true at the sample's own class;
-        ``factor`` (N, C), minus alpha or minus (1 - alpha), times the
-        class weight; ``logits`` (N, C), float32 or float64.
+        tuple: ``positive`` (N, C), true at the sample's class; ``factor`` (N, C),
+        -alpha or -(1 - alpha), times the class weight; ``logits`` (N, C), float32 or
+        float64.
     """
     logits = _upcast(input)
     num_classes = logits.size(1)
     classes = torch.arange(num_classes, device=target.device)
     positive = target[:, None] == classes  # all false for background
-    factor = torch.where(positive, logits.new_tensor(-alpha),
-                         logits.new_tensor(alpha - 1))
+    factor = torch.where(positive, logits.new_full((), -alpha),
+                         logits.new_full((), alpha - 1))
     if weight.numel():
-        # The class `num_classes` is background and has no weight of its own.
+        # class `num_classes` is background and has no weight
         weight = torch.cat([weight, weight.new_ones(1)]).to(logits)
         factor = factor * weight[target][:, None]
     return positive, factor, logits
 
 
-def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
+def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
+                               output: Tensor, gamma: float, alpha: float) -> None:
     """Focal loss on logits, as ``mmcv._ext.sigmoid_focal_loss_forward``.
 
-    Written out rather than taken from ``torchvision.ops.sigmoid_focal_loss``,
-    whose gradient is not finite for confident logits and gamma < 1.
+    ``torchvision.ops.sigmoid_focal_loss`` would not do: its gradient is not finite for
+    confident logits and gamma < 1.
 
     Args:
-        input (Tensor): Logits of shape (N, C).
-        target (Tensor): Class of each sample, int64 of shape (N, ); C means
-            background.
-        weight (Tensor): One weight per class, of shape (C, ), applied to
-            all logits of the samples of that class; or empty.
-        output (Tensor): The loss, filled in place, of shape (N, C).
+        input (Tensor): Logits, (N, C).
+        target (Tensor): Class of each sample, int64, (N, ); C means background.
+        weight (Tensor): One weight per class, (C, ), applied to all logits of the
+            samples of that class; or empty.
+        output (Tensor): The loss, filled in place, (N, C).
         gamma (float): Exponent of the modulating factor.
-        alpha (float): Weight of the sample's own class; the others get
-            1 - alpha.
+        alpha (float): Weight of the sample's class; the others get 1 - alpha.
     """
     from torch.nn.functional import logsigmoid
     positive, factor, logits = _focal_terms(input, target, weight, alpha)
@@ -211,13 +217,14 @@ def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
     output.copy_(factor * (-signed).sigmoid()**gamma * logsigmoid(signed))
 
 
-def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma,
-                                alpha):
+def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
+                                grad_input: Tensor, gamma: float,
+                                alpha: float) -> None:
     """Gradient of the focal loss with respect to the logits.
 
     Args:
-        grad_input (Tensor): Filled in place, of shape (N, C), for a gradient
-            of one per loss; mmcv multiplies the rest.
+        grad_input (Tensor): Filled in place, (N, C), for an upstream gradient of one;
+            mmcv multiplies by the actual one.
 
     The other arguments are those of the forward pass.
     """
@@ -235,23 +242,23 @@ _OPERATORS = (nms, roi_align_forward, roi_align_backward,
 _INSTALL_HINT = (
     'It needs MMCV with its compiled operators, built for this PyTorch: see '
     'https://mmcv.readthedocs.io/en/latest/get_started/installation.html. '
-    'A compiled mmcv is used instead of the torchvision-backed one as soon as '
-    'it is installed.')
+    'Once installed, a compiled mmcv takes precedence over the torchvision-backed '
+    'one.')
 
 
-def _missing_operator(name):
-    """Operator of the stand-in extension that torchvision cannot serve.
+def _missing_operator(name: str) -> Callable[..., None]:
+    """Placeholder for an operator that torchvision does not have.
 
-    mmcv looks up all names when ``mmcv.ops`` is imported, so the error has to
-    wait for the call.
+    mmcv looks up all names when ``mmcv.ops`` is imported, so the error must not be
+    raised before the call.
     """
-    if name.startswith('__'):  # Python's own probing, e.g. for __path__
+    if name.startswith('__'):  # Python's own look-ups, e.g. of __path__
         raise AttributeError(f'module {EXTENSION!r} has no attribute {name!r}')
 
-    def call(*args, **kwargs) -> None:
+    def call(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f'The mmcv operator {name!r} is not among those that torchvision '
-            f'provides. {_INSTALL_HINT}')
+            f'torchvision does not provide the mmcv operator {name!r}. '
+            f'{_INSTALL_HINT}')
 
     return call
 
@@ -259,23 +266,25 @@ def _missing_operator(name):
 class ExtensionFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Import hook that serves ``mmcv._ext`` when nothing else can."""
 
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname == EXTENSION:
-            return importlib.util.spec_from_loader(fullname, self)
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != EXTENSION:
+            return None
+        return importlib.util.spec_from_loader(fullname, self)
 
-    def exec_module(self, module):
-        for operator in _OPERATORS:
-            setattr(module, operator.__name__, operator)
-        # mmcv.utils.collect_env prints these two.
-        module.get_compiler_version = lambda: 'n/a (torchvision operators)'
-        module.get_compiling_cuda_version = lambda: 'n/a'
-        module.__getattr__ = _missing_operator
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(
+            {operator.__name__: operator for operator in _OPERATORS},
+            # mmcv.utils.collect_env prints these two
+            get_compiler_version=lambda: 'n/a (torchvision operators)',
+            get_compiling_cuda_version=lambda: 'n/a',
+            __getattr__=_missing_operator)
         rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
         if rank == '0':
             print_log(
-                'mmcv was installed without compiled operators: mm_efficient '
-                'serves nms, roi_align and sigmoid_focal_loss from '
-                'torchvision, any other mmcv operator raises an error.',
+                'mmcv is installed without compiled operators: mm_efficient provides '
+                'nms, roi_align and sigmoid_focal_loss through torchvision; other '
+                'mmcv operators raise an error.',
                 logger='current')
 
 
@@ -285,36 +294,35 @@ FINDER = ExtensionFinder()
 # Checkpoint loading
 
 
-def needs_checkpoint_repair():
-    """Whether MMEngine's loader for local files refuses its own checkpoints.
+def needs_checkpoint_repair() -> bool:
+    """Whether MMEngine's loader for local files refuses MMEngine's checkpoints.
 
-    They hold more than tensors (message hub, NumPy arrays, scheduler states),
-    which ``torch.load`` refuses by default since PyTorch 2.6. MMEngine's
-    successors say ``weights_only`` themselves or wrap the call.
+    They hold more than tensors (message hub, NumPy arrays, scheduler states), which
+    ``torch.load`` refuses by default since PyTorch 2.6. Later versions of MMEngine pass
+    ``weights_only`` or wrap the call.
     """
     if digit_version(torch.__version__) < digit_version('2.6.0'):
         return False
     loader = CheckpointLoader._get_checkpoint_loader('local.pth')
     try:
         source = inspect.getsource(loader)
-    except OSError:  # installed without sources; the repair does no harm
+    except OSError:  # installed without sources; the repair is harmless
         return loader is not load_from_local
     return 'torch.load(' in source and 'weights_only' not in source
 
 
-def load_from_local(filename, map_location):
-    """Load a local checkpoint the way MMEngine did before PyTorch 2.6.
+def load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
+    """Load a local checkpoint as MMEngine did before PyTorch 2.6.
 
-    As in MMEngine's own later fix, local files are unpickled in full, and a
-    pickle can run code: a local checkpoint is trusted as much as the config
-    beside it, which is a Python program as well. Files from strangers belong
-    through ``tools/model_converters/convert.py`` or ``published://``, which
-    read tensors only. ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=1`` in the environment
-    makes PyTorch refuse everything else here too.
+    As in MMEngine's own later fix, local files are unpickled in full, which can execute
+    code: a local checkpoint is trusted as much as a config, which is a Python program
+    too. Load files you do not trust with ``tools/model_converters/convert.py`` or
+    ``published://``, which read tensors only. With ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=1``
+    in the environment PyTorch refuses everything but tensors here too.
 
     Args:
         filename (str): Path of the checkpoint.
-        map_location (str | None): Same as in :func:`torch.load`.
+        map_location (Any): See :func:`torch.load`.
 
     Returns:
         dict: The checkpoint.
@@ -329,6 +337,6 @@ def load_from_local(filename, map_location):
 
 
 def repair_checkpoint_loading() -> None:
-    """Replace MMEngine's loader for local files by :func:`load_from_local`."""
+    """Replace MMEngine's loader for local files with :func:`load_from_local`."""
     CheckpointLoader.register_scheme(
         prefixes='', loader=load_from_local, force=True)

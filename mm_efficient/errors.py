@@ -6,6 +6,7 @@ an error as one ``error:`` line instead of a traceback.
 """
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 
 
@@ -18,6 +19,13 @@ class InputError(ValueError):
 
 class ExecutionError(RuntimeError):
     """Something the user asked for cannot be done; the message says why."""
+
+
+class ReportedError(ExecutionError):
+    """Another process of the run has failed and tells the user."""
+
+
+REPORT_SECONDS = 5  # for that; launchers stop all processes as soon as one exits
 
 
 @contextlib.contextmanager
@@ -49,9 +57,12 @@ def error_line() -> Iterator[None]:
 
     Raises:
         SystemExit: In place of :class:`InputError`, :class:`ExecutionError`,
-            ``OSError`` and ``ImportError``.
+            ``OSError`` and ``ImportError``. No line for :class:`ReportedError`.
     """
     try:
         yield
+    except ReportedError:
+        time.sleep(REPORT_SECONDS)
+        sys.exit(1)
     except (InputError, ExecutionError, OSError, ImportError) as error:
         sys.exit(f'error: {error}')

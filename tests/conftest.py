@@ -1,7 +1,12 @@
 """Imported before any test module: repairs precede every import of mmcv.ops."""
 import json
+import os
 import runpy
 from pathlib import Path
+
+# Tests run in several processes, see pyproject.toml: one thread each, also for the
+# tools that they start. Read when PyTorch is imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 from mmengine.registry import DefaultScope

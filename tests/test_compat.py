@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mm_efficient import compat
 
@@ -157,6 +158,30 @@ def test_roi_align_without_rois():
     assert output.shape == (0, 3, 7, 7)
     output.sum().backward()
     assert torch.equal(features.grad, torch.zeros(2, 3, 8, 8))
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_roi_align_is_a_kernel_on_cuda(deterministic, monkeypatch):
+    """``torchvision.ops.roi_align`` is Python then, and samples whole maps per RoI."""
+    def fail(*args):
+        raise AssertionError('not the kernel')
+
+    module = importlib.import_module('torchvision.ops.roi_align')
+    monkeypatch.setattr(module, '_roi_align', fail)
+    monkeypatch.setattr(
+        module, 'is_compile_supported', lambda device: True, raising=False)
+    with FakeTensorMode():
+        features = torch.rand(1, 2, 8, 8, device='cuda')
+        output = torch.empty(3, 2, 7, 7, device='cuda')
+        compat.roi_align_forward(
+            features, torch.rand(3, 5, device='cuda'), output, None, None, 7, 7, 0.25,
+            0, 1, True)
 
 
 # ------------------------------------------------------ operators: focal loss

@@ -1,17 +1,18 @@
-"""Everything that README.md and docs/ tell people to type.
+"""Everything that README.md, CONTRIBUTING.md and docs/ tell people to type.
 
-Blocks of Python and commands are run, except behind a comment
+Blocks of Python and commands are run, unless the line before them is
 
-    <!-- only parsed: why it cannot be run by a test -->
+    <!-- only parsed: why a test cannot run it -->
 
-Then Python has to compile, and of a command the script, its options and the configs it
-names have to exist. A comment at the end of a Python block is what it prints.
+Then Python must compile, and the scripts, options and configs that a command names must
+exist. Comments at the end of a Python block are the output it must print.
 """
 import ast
 import importlib.util
 import re
 import shlex
-from functools import cache
+import sys
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +28,16 @@ from mm_efficient.deploy.exporting import INPUT_NAME
 from mm_efficient.errors import InputError
 from mm_efficient.files import config_files
 from mm_efficient.runs.configs import load_config
+from mm_efficient.weights import FAMILIES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-LANGUAGES = ('bash', 'python', 'text')
+SITE = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [*SITE, ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
+LANGUAGES = ('bash', 'bibtex', 'python', 'text')
 BLOCK = re.compile(r'^(?:<!-- only parsed: (?P<reason>[^\n]+) -->\n)?'
                    r'```(?P<language>[^\n]*)\n(?P<code>.*?)^```$', re.M | re.S)
+DEV_TOOLS = {'lint-imports': 'import-linter', 'mypy': 'mypy', 'ruff': 'ruff',
+             'pre-commit': 'pre-commit', 'mkdocs': 'mkdocs'}  # and their packages
 PLACEHOLDER = re.compile(r'[A-Z_]+')  # CONFIG, CHECKPOINT, ...
 
 pytestmark = pytest.mark.skipif(
@@ -40,14 +45,14 @@ pytestmark = pytest.mark.skipif(
 
 
 class Block(NamedTuple):
-    """A fenced block, and why it is not run if it is not."""
+    """A fenced block; ``reason`` says why it is only parsed."""
     language: str
     code: str
     reason: str | None
 
 
 def blocks(language):
-    """All blocks of a language, named by page and line."""
+    """All blocks of a language, with page and line as id."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding='utf-8')
@@ -61,8 +66,8 @@ def blocks(language):
 
 
 def commands(code):
-    """Words of every command of a block."""
-    lines = code.replace('\\\n', ' ').splitlines()
+    """The commands of a block, each as a list of words."""
+    lines = re.split(r'\n|&&', code.replace('\\\n', ' '))
     return [words for words in (shlex.split(line, comments=True) for line in lines)
             if words]
 
@@ -76,12 +81,24 @@ def load_tool(script):
     assert path.is_file(), f'there is no {script}'
     spec = importlib.util.spec_from_file_location(f'docs_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:  # scripts import their neighbours
+        patch.setattr(sys, 'path', [str(path.parent), *sys.path])
+        spec.loader.exec_module(module)
     return module
 
 
+@cache
+def check_config(config, options):
+    """The config exists and loads with the given ``--cfg-options``."""
+    assert (ROOT / config).is_file(), f'there is no {config}'
+    load_config(str(ROOT / config), ast.literal_eval(options))
+
+
+check_model = cache(find_model)
+
+
 def strip_environment(words):
-    """Without variables in front, and without tools/env.sh."""
+    """Drop leading variables and ``bash tools/env.sh``."""
     while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
         words = words[1:]
     if words[:2] == ['bash', 'tools/env.sh']:
@@ -97,11 +114,9 @@ def check_tool(script, arguments, monkeypatch):
     args = module.parse_args()
     config = getattr(args, 'config', None)
     if config and not PLACEHOLDER.fullmatch(config):
-        path = ROOT / config
-        assert path.is_file(), f'there is no {config}'
-        load_config(str(path), args.cfg_options)
+        check_config(config, repr(args.cfg_options))
     for name in getattr(args, 'models', []):
-        find_model(name)
+        check_model(name)
 
 
 def check_python(arguments, monkeypatch):
@@ -110,9 +125,12 @@ def check_python(arguments, monkeypatch):
 
 
 def check_shell(arguments, monkeypatch):
-    """tools/{dist,slurm}_{train,test}.sh: the same tool behind other arguments."""
+    """Scripts; tools/{dist,slurm}_{train,test}.sh pass arguments on to a tool."""
     script, *arguments = arguments
     assert (ROOT / script).is_file(), f'there is no {script}'
+    if script == '.ci/run':
+        assert not arguments
+        return
     kind, _, tool = Path(script).stem.partition('_')
     own = 1 if tool == 'train' else 2  # CONFIG, and CHECKPOINT to test
     if kind == 'dist':
@@ -125,7 +143,7 @@ def check_shell(arguments, monkeypatch):
 
 
 def check_pytest(arguments, monkeypatch):
-    """Paths exist, and what -k asks for occurs in them."""
+    """The paths exist and the word after ``-k`` occurs in them."""
     paths, word = arguments, None
     if '-k' in arguments:
         paths, word = arguments[:arguments.index('-k')], arguments[-1]
@@ -181,6 +199,19 @@ def check_mim(arguments, monkeypatch):
     check_tool(f'tools/{command}.py', [str(found[0]), *others], monkeypatch)
 
 
+def check_git(arguments, monkeypatch):
+    assert arguments[0] in ('clone', 'tag')
+
+
+def check_cd(arguments, monkeypatch):
+    assert arguments == ['mm_efficient']
+
+
+def check_dev_tool(package, arguments, monkeypatch):
+    """The package is among the extras for development."""
+    assert f"'{package}" in (ROOT / 'setup.py').read_text()
+
+
 def check_trtexec(arguments, monkeypatch):
     options = dict(word.removeprefix('--').partition('=')[::2] for word in arguments)
     assert Path(options['onnx']).suffix == '.onnx'
@@ -192,7 +223,9 @@ def check_trtexec(arguments, monkeypatch):
 
 
 PROGRAMS = dict(python=check_python, bash=check_shell, pytest=check_pytest,
-                pip=check_pip, mim=check_mim, trtexec=check_trtexec)
+                pip=check_pip, mim=check_mim, trtexec=check_trtexec, git=check_git,
+                cd=check_cd, **{program: partial(check_dev_tool, package)
+                                for program, package in DEV_TOOLS.items()})
 
 
 def check_command(words, monkeypatch):
@@ -235,9 +268,12 @@ def test_commands(block, monkeypatch, tmp_path, capsys):
     'pip install -e .[all] mmcv-lite',
     'mim train mm_efficient none.py --gpus 0',
     'mim run mm_efficient none soft_tiny',
-    'mim run mm_efficient infer PHOTO none.py CHECKPOINT',
+    'mim run mm_efficient infer IMAGE none.py CHECKPOINT',
     'mim train mm_efficient soft_tiny_maskrcnn_1x.py --gpus 0 --none',
     'trtexec --onnx=model.pt',
+    'git push',
+    'cd elsewhere',
+    'bash .ci/run pytest',
     'something else',
 ])
 def test_what_does_not_exist_fails(words, monkeypatch):
@@ -254,10 +290,10 @@ def test_python(block, tmp_path, monkeypatch, capsys):
             build_config(block.code, tmp_path)
     elif not block.reason:
         monkeypatch.chdir(tmp_path)
-        before = dict(MODELS.children['mmpretrain'].module_dict)
+        registered = dict(MODELS.children['mmpretrain'].module_dict), list(FAMILIES)
         torch.manual_seed(0)
         exec(code, {'__name__': 'docs'})
-        MODELS.children['mmpretrain']._module_dict = before
+        MODELS.children['mmpretrain']._module_dict, FAMILIES[:] = registered
         printed = re.search(r'(?:^# [^\n]*\n)*\Z', block.code, re.M)[0]
         output = [line for line in capsys.readouterr().out.splitlines()
                   if ' - mmengine - ' not in line]
@@ -265,7 +301,7 @@ def test_python(block, tmp_path, monkeypatch, capsys):
 
 
 def check_swap(code):
-    """The backbone exists, and its widths are those that neck or head expects."""
+    """The backbone builds, and its channels are those that neck or head expects."""
     names = {}
     exec(code, names)
     model = names['model']
@@ -318,5 +354,8 @@ def test_every_page_is_in_the_navigation():
         return {leaf for value in values for leaf in leaves(value)}
 
     settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
-    pages = {path.relative_to(ROOT / 'docs').as_posix() for path in PAGES[1:]}
-    assert leaves(settings['nav']) == pages | {'index.md'}
+    pages = {path.relative_to(ROOT / 'docs').as_posix() for path in SITE[1:]}
+    by_folder = {page for page in pages if page.startswith('families/')}
+    # docs/mkdocs_hooks.py replaces the folder by its pages
+    assert leaves(settings['nav']) == pages - by_folder | {
+        'families', 'index.md', 'contributing.md', 'changelog.md'}

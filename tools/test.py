@@ -1,7 +1,6 @@
 """Evaluate a checkpoint with the metrics of its config."""
 import argparse
 import os
-import sys
 
 # Read by OpenMP when PyTorch is imported. By default waiting threads spin; two
 # runs that share CPU cores then slow each other down tenfold.
@@ -9,47 +8,42 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import DictAction  # noqa: E402
 
-import mm_efficient  # noqa: E402, F401
-from mm_efficient.errors import InputError
-from mm_efficient.runs.configs import build_runner, dump_predictions, prepare_testing
+from mm_efficient import runs  # noqa: E402
+from mm_efficient.errors import error_line  # noqa: E402
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--work-dir',
-        help='folder for the log and the metrics (default: '
-        'work_dirs/<config>)')
+        '--work-dir', metavar='FOLDER',
+        help='folder for the log and the metrics (default: work_dirs/<config>)')
     parser.add_argument(
-        '--mini',
-        action='store_true',
-        help='evaluate on the miniature data set, for a checkpoint that was '
-        'trained with --mini')
+        '--data-root', metavar='FOLDER',
+        help='folder to read all data sets from, with the layout the config expects')
     parser.add_argument(
-        '--out', metavar='FILE.pkl', help='write the predictions as a pickle')
+        '--num-classes', type=int, metavar='N', help='number of classes of every head')
     parser.add_argument(
-        '--show', action='store_true', help='show predictions in a window')
+        '--out', metavar='FILE.pkl', help='write the predictions to a pickle')
     parser.add_argument(
-        '--show-dir', help='folder to write pictures of predictions to')
+        '--show', action='store_true', help='show the predictions in a window')
     parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='seconds each window of --show stays (default: 2)')
+        '--show-dir', metavar='FOLDER',
+        help='write images with the predictions to this folder')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config; data_root=FOLDER moves all data '
-        'sets, num_classes=N sets every head')
+        '--wait-time', type=float, default=2, metavar='SECONDS',
+        help='how long each window of --show stays (default: 2)')
     parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
+        '--mini', action='store_true',
+        help='test on the miniature data set, for a checkpoint that was trained with '
+        '--mini')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the config')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
         help='what starts the processes, see tools/dist_test.sh (default: '
         'none, a single process)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
@@ -59,16 +53,15 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> dict[str, float]:
     """Evaluate as the command line says."""
     args = parse_args(argv)
-    try:
-        runner = build_runner(prepare_testing(args))
-    except InputError as error:
-        sys.exit(f'error: {error}')
-    if args.out:
-        dump_predictions(runner, args.out)
-    return runner.test()
+    with error_line():
+        return runs.test(
+            args.config, args.checkpoint, work_dir=args.work_dir,
+            data_root=args.data_root, num_classes=args.num_classes, out=args.out,
+            show=args.show, show_dir=args.show_dir, wait_time=args.wait_time,
+            cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
 
 
 if __name__ == '__main__':

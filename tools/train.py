@@ -1,7 +1,6 @@
 """Train a classifier, detector or segmentor: the config says which."""
 import argparse
 import os
-import sys
 
 # Read by OpenMP when PyTorch is imported. By default waiting threads spin; two
 # runs that share CPU cores then slow each other down tenfold.
@@ -9,64 +8,62 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import DictAction  # noqa: E402
 
-import mm_efficient  # noqa: E402, F401
-from mm_efficient.errors import InputError
-from mm_efficient.runs.configs import build_runner, prepare_training
-from mm_efficient.runs.data_checks import check_batches
+from mm_efficient import runs  # noqa: E402
+from mm_efficient.errors import error_line  # noqa: E402
 
 EXAMPLES = r"""examples:
   a small generated data set, minutes on a laptop:
     python tools/train.py configs/det/soft_small_maskrcnn_1x.py --mini
-  data somewhere else, in the layout the config expects:
-    python tools/train.py CONFIG --cfg-options data_root=/datasets/coco
+  data in another folder, with the layout the config expects:
+    python tools/train.py CONFIG --data-root /datasets/coco
   ten classes of your own, one folder each in train/ and in val/:
     python tools/train.py configs/cls/soft_tiny_300e.py \
-        --cfg-options data_root=/datasets/mine num_classes=10
-  go on after an interruption:
+        --data-root /datasets/mine --num-classes 10
+  a backbone that starts from other weights:
+    python tools/train.py CONFIG --pretrained soft_tiny.pth
+  continue after an interruption:
     python tools/train.py CONFIG --resume
 """
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--work-dir',
+        '--work-dir', metavar='FOLDER',
         help='folder for logs and checkpoints (default: work_dirs/<config>)')
     parser.add_argument(
-        '--mini',
-        action='store_true',
-        help='train the same model on a miniature data set, drawn under '
-        'data/mini/ on first use, with image size and schedule cut to a few '
-        'minutes on two CPU cores')
+        '--data-root', metavar='FOLDER',
+        help='folder to read all data sets from, with the layout the config expects')
     parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from this checkpoint, or from the latest one in the '
-        'work dir if none is named')
+        '--num-classes', type=int, metavar='N', help='number of classes of every head')
+    parser.add_argument(
+        '--pretrained', metavar='FILE|none',
+        help='checkpoint the backbone starts from, or "none" to start from scratch '
+        '(default: as the config says)')
+    parser.add_argument(
+        '--resume', nargs='?', const=True, metavar='CHECKPOINT',
+        help='continue from this checkpoint, or from the latest one in the work dir '
+        'if none is given')
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
+        '--auto-scale-lr', action='store_true',
         help='scale the learning rate with the total batch size')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config: train_cfg.max_epochs=1 '
-        'key="[a,b]" key="[(a,b),(c,d)]" (no spaces); data_root=FOLDER moves '
-        'all data sets, num_classes=N sets every head')
+        '--mini', action='store_true',
+        help='train the same model on a miniature data set, generated in data/mini/ '
+        'on first use, with image size and schedule cut to a few minutes on two CPU '
+        'cores')
     parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the config: train_cfg.max_epochs=1 '
+        'key="[a,b]" key="[(a,b),(c,d)]" (no spaces)')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
         help='what starts the processes, see tools/dist_train.sh (default: '
         'none, a single process)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
@@ -76,15 +73,15 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_args(argv)
-    try:
-        runner = build_runner(prepare_training(args))
-        check_batches(runner)
-    except InputError as error:
-        sys.exit(f'error: {error}')
-    runner.train()
+    with error_line():
+        runs.train(
+            args.config, work_dir=args.work_dir, data_root=args.data_root,
+            num_classes=args.num_classes, pretrained=args.pretrained,
+            resume=args.resume, amp=args.amp, auto_scale_lr=args.auto_scale_lr,
+            cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
 
 
 if __name__ == '__main__':

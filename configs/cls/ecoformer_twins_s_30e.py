@@ -13,4 +13,4 @@ optim_wrapper = dict(
     # no decay of the position encodings
     paramwise_cfg=dict(custom_keys=dict(pos_conv=dict(decay_mult=0.0))),
     clip_grad=dict(max_norm=5.0))
-param_scheduler = [dict(_base_.param_scheduler[0], warm_up_lr=5e-7)]
+param_scheduler = [dict(_base_.param_scheduler[0], warmup_lr_init=5e-7)]

@@ -7,5 +7,5 @@ model = dict(backbone=dict(attention='softmax'))
 
 train_cfg = dict(max_epochs=100)
 optim_wrapper = dict(optimizer=dict(lr=5e-5 * 256 / 512))
-param_scheduler = [dict(_base_.param_scheduler[0], warm_up_lr=1e-7, T_max=100)]
+param_scheduler = [dict(_base_.param_scheduler[0], warmup_lr_init=1e-7, T_max=100)]
 custom_hooks = []

@@ -17,5 +17,5 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=8 * 1.66e-4))
 
 custom_hooks = [
-    _base_.average, _base_.norm_statistics, dict(_base_.drop_path, rate=0.1)
+    _base_.ema, _base_.precise_bn, dict(_base_.drop_path, rate=0.1)
 ]

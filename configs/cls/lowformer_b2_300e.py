@@ -20,6 +20,6 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=8 * 1.25e-4))
 
 custom_hooks = [
-    _base_.average, _base_.norm_statistics,
+    _base_.ema, _base_.precise_bn,
     dict(_base_.drop_path, rate=0.1, skip=2), _base_.mesa
 ]

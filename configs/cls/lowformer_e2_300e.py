@@ -9,6 +9,6 @@ optim_wrapper = dict(optimizer=dict(lr=8 * 4 * 1.0e-4))
 auto_scale_lr = dict(base_batch_size=400)
 
 custom_hooks = [
-    _base_.accumulation, _base_.average, _base_.norm_statistics,
+    _base_.accumulation, _base_.ema, _base_.precise_bn,
     dict(_base_.drop_path, rate=0.1, skip=1), _base_.mesa
 ]

@@ -25,6 +25,6 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=8 * 4.0e-4))
 
 custom_hooks = [
-    _base_.average, _base_.norm_statistics,
+    _base_.ema, _base_.precise_bn,
     dict(_base_.drop_path, rate=0.1, skip=1)
 ]

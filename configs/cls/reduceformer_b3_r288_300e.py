@@ -10,7 +10,7 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 custom_hooks = [
-    _base_.average,
-    dict(_base_.norm_statistics, resolution=288, test=True),
+    _base_.ema,
+    dict(_base_.precise_bn, resolution=288, test=True),
     *_base_.custom_hooks[2:]
 ]

@@ -1,8 +1,9 @@
+"""Counting and timing models."""
 from .complexity import Complexity, Cost, count
 from .energy import Operations, energy
-from .models import Subject, complexity, find_model, from_config, image_size
+from .models import ModelSpec, complexity, find_model, from_config, image_shape
 
 __all__ = [
-    'Complexity', 'Cost', 'Operations', 'Subject', 'complexity', 'count', 'energy',
-    'find_model', 'from_config', 'image_size'
+    'Complexity', 'Cost', 'ModelSpec', 'Operations', 'complexity', 'count', 'energy',
+    'find_model', 'from_config', 'image_shape'
 ]

@@ -1,71 +1,47 @@
-"""Plot of reported accuracy against measured time, every point with its name."""
+"""Plot reported accuracy against measured latency, with the name of each model."""
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox
 
-from ..weights.family import FAMILIES
+from ..weights import FAMILIES
 
 OTHERS = 'other models'
-PANEL_INCHES = (9., 6.)
+INCHES = (9., 6.)
+TITLE = '{backend} {dtype}, batch size {batch_size}, {height} x {width}'
 MARKER_POINTS = 6.  # diameter
 FAMILY_OF = {variant: family.name for family in FAMILIES
              for variant in family.variants}
-# Where the name of a point may be, best first: points from it, and directions
+# Candidate positions of a label, best first: points from its marker, and directions
 DISTANCES = (6, 13, 22, 33, 46)
 DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, -1), (-1, 1), (1, 1), (-1, -1))
 HORIZONTAL = {-1: 'right', 0: 'center', 1: 'left'}
 VERTICAL = {-1: 'top', 0: 'center', 1: 'bottom'}
 
 
-def draw_rows(rows: Sequence[dict], where: dict) -> Figure:
-    """Figure of reported accuracy against measured time of an image.
+def plot_accuracy(rows: Sequence[dict], settings: dict[str, Any]) -> Figure:
+    """Plot reported top-1 accuracy against measured milliseconds per image.
 
     Args:
-        rows (Sequence[dict]): From :func:`~.results.make_rows`.
-        where (dict): From :func:`~.results.settings`.
+        rows (Sequence[dict]): From :func:`~.benchmark.make_rows`.
+        settings (dict): From :meth:`~.benchmark.BenchmarkConfig.settings`.
 
     Returns:
-        Figure: A panel per batch and size, of the models whose accuracy is known. A
-        colour per family if all were run in one mode and precision, else per mode
-        and precision.
+        Figure: The models whose accuracy is known. One colour per family, or per
+        backend, dtype, batch size and shape if these differ between rows.
     """
     rows = [row for row in rows if row['top1_reported'] is not None]
-    panels = list(dict.fromkeys((r['batch'], r['height'], r['width']) for r in rows))
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * len(panels), height), layout='constrained')
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    kinds = {_kind(row) for row in rows}
-    for axes, panel in zip(all_axes, panels):
-        shown = [r for r in rows if (r['batch'], r['height'], r['width']) == panel]
-        _scatter(axes, shown, by_family=len(kinds) == 1)
-        axes.set_title('batch {}, {} x {}'.format(*panel))
-        threads = f', {where["threads"]} thread(s)' if where['device'] == 'cpu' else ''
-        axes.set_xlabel(f'measured ms per image, {where["hardware"]}{threads}')
-        axes.set_ylabel('ImageNet-1K top-1 accuracy (%), as reported by the authors')
-    figure.draw_without_rendering()  # names are placed where points end up
-    for axes, panel in zip(all_axes, panels):
-        fastest = {}
-        for row in sorted(rows, key=lambda row: row['ms_per_image']):
-            if (row['batch'], row['height'], row['width']) == panel:
-                fastest.setdefault(row['model'], row)
-        _name_points(axes, list(fastest.values()))
-    return figure
-
-
-def _kind(row: dict) -> str:
-    return f'{row["mode"]} {row["dtype"]}'
-
-
-def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool) -> None:
-    """Points on a logarithmic axis of time, and what their colours mean."""
-    groups = {}
-    for row in rows:
-        name = FAMILY_OF.get(row['model'], OTHERS) if by_family else _kind(row)
-        groups.setdefault(name, []).append(row)
+    titles = [TITLE.format(**row) for row in rows]
+    groups: dict[str, list[dict]] = {}
+    for row, title in zip(rows, titles):
+        family = FAMILY_OF.get(row['model'], OTHERS)
+        groups.setdefault(family if len({*titles}) == 1 else title, []).append(row)
+    figure = Figure(INCHES, layout='constrained')
+    axes = figure.subplots()
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -77,34 +53,40 @@ def _scatter(axes: Axes, rows: Sequence[dict], by_family: bool) -> None:
     axes.margins(x=0.12, y=0.08)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
+    hardware = settings['hardware']
+    if settings['device'] == 'cpu':
+        hardware += f', CPU threads: {settings["threads"]}'
+    axes.set_xlabel(f'measured ms per image, {hardware}')
+    axes.set_ylabel('ImageNet-1K top-1 accuracy (%), as reported by the authors')
+    if len({*titles}) == 1:
+        axes.set_title(titles[0])
+    figure.draw_without_rendering()  # fixes where the points are
+    fastest = {row['model']: row for row in sorted(
+        rows, key=lambda row: row['ms_per_image'], reverse=True)}
+    _label_points(axes, [*fastest.values()][::-1])
+    return figure
 
 
-def _name_points(axes: Axes, rows: Sequence[dict]) -> None:
-    """Write the names of models where nothing is in the way, nearby if possible.
-
-    A name that finds no room at any of the distances is left out.
-    """
-    scale = axes.figure.dpi / 72
+def _label_points(axes: Axes, rows: Sequence[dict]) -> None:
+    """Write each model's name where it covers nothing, or not at all."""
+    reach = axes.figure.dpi / 72 * MARKER_POINTS / 2
     points = [(row['ms_per_image'], row['top1_reported']) for row in rows]
-    taken = [axes.get_legend().get_window_extent()]
-    for x, y in axes.transData.transform(points):
-        reach = scale * MARKER_POINTS / 2
-        taken.append(Bbox.from_extents(x - reach, y - reach, x + reach, y + reach))
+    taken = [axes.get_legend().get_window_extent(), *(
+        Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
+        for x, y in axes.transData.transform(points))]
     for row, point in zip(rows, points):
         for distance, (right, up) in itertools.product(DISTANCES, DIRECTIONS):
             offset = distance * right, distance * up
-            name = axes.annotate(
+            label = axes.annotate(
                 row['model'], point, offset, textcoords='offset points', fontsize=8,
                 ha=HORIZONTAL[right], va=VERTICAL[up], in_layout=False)
-            box = name.get_window_extent()
+            box = label.get_window_extent()
             inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
             if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                if distance > DISTANCES[0]:
+                    axes.annotate('', point, offset, textcoords='offset points',
+                                  in_layout=False, arrowprops=dict(
+                                      arrowstyle='-', color='grey', linewidth=0.5))
                 break
-            name.remove()
-        else:
-            continue
-        taken.append(box)
-        if distance > DISTANCES[0]:
-            axes.annotate('', point, offset, textcoords='offset points',
-                          in_layout=False, arrowprops=dict(
-                              arrowstyle='-', color='grey', linewidth=0.5))
+            label.remove()

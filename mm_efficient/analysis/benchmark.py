@@ -1,258 +1,411 @@
-"""A benchmark: cases in groups, in one process or several."""
+"""Benchmark models side by side: LowFormer's protocol in interleaved rounds.
+
+The published protocol (https://github.com/altair199797/LowFormer): random weights,
+inference mode, warm-up, then each pass timed on its own, with device events on CUDA.
+The median counts. Parallel jobs each time their own copy; their medians are averaged.
+
+Ours on top: the models of a batch size and shape take turns, round after round, so that
+other load on the machine affects all of them. Their ratio is the median over rounds of
+the ratio of their medians in a round, and far more stable than milliseconds.
+"""
+import contextlib
+import csv
 import itertools
+import json
+import math
 import multiprocessing
+import platform
 import queue
+import statistics
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from mmpretrain.apis import ModelHub
 from torch import Tensor
 
-from ..deploy.samples import randomize
-from ..errors import InputError, explain
-from .executors import (
-    DTYPES,
-    Forward,
-    build,
-    check_mode,
-    deviation,
-    peak_memory,
-    prepare,
-)
+from ..deploy import randomize, relative_error
+from ..errors import ExecutionError, InputError, explain
+from ..files import whole_file
+from ..weights import FAMILIES
+from .backends import Forward, build_model, check_backend, peak_mib, prepare
 from .models import find_model
-from .timing import Case, Timing, take_turns
+
+COLUMNS = ('model', 'backend', 'dtype', 'batch_size', 'height', 'width', 'median_ms',
+           'mean_ms', 'ms_per_image', 'images_per_s', 'ratio', 'ratio_min', 'ratio_max',
+           'peak_mib', 'deviation', 'passes', 'top1_reported')
+Rounds = list[list[float]]  # seconds by round and pass
+_job: dict[str, Any] = {}  # barrier and progress queue of a worker process
+
+
+class BenchmarkRun(NamedTuple):
+    """What is timed: a model in a backend, on images of a shape.
+
+    Args:
+        model (str): Name, see :func:`~.models.find_model`.
+        backend (str): See :mod:`.backends`.
+        dtype (str): 'fp32', 'fp16' or 'bf16'.
+        batch_size (int): Images per pass.
+        shape (tuple[int, int]): Their height and width.
+    """
+
+    model: str
+    backend: str
+    dtype: str
+    batch_size: int
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to measure.
+class BenchmarkConfig:
+    """What to time, all combinations of the first five, and how.
 
     Args:
-        cases (tuple[Case]): What to measure. Cases of the same batch and size take
-            turns; the first of them, or that of ``baseline``, is what ratios are to.
-        device (str): Where. Defaults to 'cpu'.
-        threads (int): Threads of a process on a CPU. Defaults to 1.
-        jobs (int): Processes that measure at the same time. Defaults to 1.
-        iterations (int): Timed passes of a case. Defaults to 400.
-        warmup (int): Passes before. Defaults to 10.
-        rounds (int): How often cases take turns. Defaults to 5.
-        max_seconds (float): Longest time for the passes of a case. Defaults to 60.
-        backbone (bool): Whether backbones are measured alone. Defaults to False.
-        baseline (str, optional): Model that ratios are to. Defaults to None, the
+        models (Sequence[str]): Names, see :func:`~.models.find_model`.
+        backends (Sequence[str]): See :mod:`.backends`. Defaults to ('eager', ).
+        dtypes (Sequence[str]): Of 'fp32', 'fp16', 'bf16'. Defaults to ('fp32', ).
+        batch_sizes (Sequence[int]): Images per pass. Defaults to (1, ).
+        shapes (Sequence[tuple[int, int]]): Heights and widths.
+            Defaults to ((224, 224), ).
+        backbone (bool): Time backbones only. Defaults to False.
+        baseline (str, optional): Model that ratios refer to. Defaults to None, the
             first.
+        device (str): 'cpu', 'cuda' or 'cuda:N'. Defaults to 'cpu'.
+        threads (int): CPU threads per process. Defaults to 1.
+        jobs (int): Processes that time in parallel. Defaults to 1.
+        iterations (int): Timed passes per run. Defaults to 400.
+        max_seconds (float): Time limit for the passes of a run. Defaults to 60.
+        warmup (int): Passes before. Defaults to 10.
+        rounds (int): Rounds that the passes are spread over. Defaults to 5.
     """
-    cases: tuple[Case, ...]
+
+    models: Sequence[str]
+    backends: Sequence[str] = ('eager', )
+    dtypes: Sequence[str] = ('fp32', )
+    batch_sizes: Sequence[int] = (1, )
+    shapes: Sequence[tuple[int, int]] = ((224, 224), )
+    backbone: bool = False
+    baseline: str | None = None
     device: str = 'cpu'
     threads: int = 1
     jobs: int = 1
     iterations: int = 400
+    max_seconds: float = 60.
     warmup: int = 10
     rounds: int = 5
-    max_seconds: float = 60.
-    backbone: bool = False
-    baseline: str | None = None
 
-    def groups(self) -> Iterator[tuple[Case, ...]]:
-        """Cases that take turns."""
-        for _, group in itertools.groupby(self.cases, lambda c: (c.batch, c.size)):
-            yield tuple(group)
+    def groups(self) -> Iterator[list[BenchmarkRun]]:
+        """Yield the runs of one batch size and shape, which take turns."""
+        for shape, batch_size in itertools.product(self.shapes, self.batch_sizes):
+            yield [BenchmarkRun(*combination, batch_size, shape) for combination in
+                   itertools.product(self.models, self.backends, self.dtypes)]
 
+    @property
+    def num_steps(self) -> int:
+        """How often :func:`run_benchmark` reports progress."""
+        return sum(len(group) * (1 + min(self.rounds, self.iterations))
+                   for group in self.groups())
 
-def make_cases(models: Sequence[str], modes: Sequence[str], dtypes: Sequence[str],
-               batches: Sequence[int], sizes: Sequence[tuple[int, int]]
-               ) -> tuple[Case, ...]:
-    """All combinations, those that are compared next to each other.
+    def check(self) -> None:
+        """Check, before any work, that everything can be timed.
 
-    Args:
-        models (Sequence[str]): Names, see :func:`~.zoo.find_model`.
-        modes (Sequence[str]): See :mod:`.executors`.
-        dtypes (Sequence[str]): Of 'fp32', 'fp16', 'bf16'.
-        batches (Sequence[int]): Images at a time.
-        sizes (Sequence[tuple[int, int]]): Heights and widths in pixels.
-
-    Returns:
-        tuple[Case, ...]: What to measure.
-    """
-    return tuple(
-        Case(model, mode, dtype, batch, size)
-        for size, batch, model, mode, dtype in itertools.product(
-            sizes, batches, models, modes, dtypes))
-
-
-def check_plan(plan: Plan) -> None:
-    """Find out before anything is measured what cannot be.
-
-    Args:
-        plan (Plan): The plan.
-
-    Raises:
-        InputError: If a model, mode, precision or device does not exist, a mode has
-            not that precision, or the baseline is none of the models.
-    """
-    for mode in {case.mode for case in plan.cases}:
-        check_mode(mode)
-    for name in dict.fromkeys(case.model for case in plan.cases):
-        find_model(name)
-    for case in plan.cases:
-        if case.dtype not in DTYPES:
-            raise InputError(f'unknown precision {case.dtype!r}; expected one of '
-                             f'{", ".join(DTYPES)}.')
-        if case.mode.endswith('onnxruntime') and case.dtype != 'fp32':
-            raise InputError(f'mode {case.mode} runs fp32 only; leave {case.dtype} '
-                             'out, or the mode.')
-    models = [case.model for case in plan.cases]
-    if plan.baseline and plan.baseline not in models:
-        raise InputError(f'the baseline {plan.baseline} is not among the models '
-                         f'{", ".join(dict.fromkeys(models))}.')
-    try:
-        torch.empty(1, device=plan.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'device {plan.device} cannot be used: '
-                         f'{str(error).splitlines()[0]}') from None
-
-
-def steps(plan: Plan) -> int:
-    """Number of times that :func:`run` reports progress.
-
-    Args:
-        plan (Plan): What is measured.
-
-    Returns:
-        int: The number.
-    """
-    return sum(len(group) * (1 + min(plan.rounds, plan.iterations))
-               for group in plan.groups())
-
-
-def run(plan: Plan, progress: Callable[[str], None]) -> list[Timing]:
-    """Measure.
-
-    Args:
-        plan (Plan): What and how.
-        progress (Callable): Called :func:`steps` times, with what is done next.
-
-    Returns:
-        list[Timing]: In the order of the cases.
-
-    Raises:
-        InputError: If a model cannot be run in a mode, or a process fails.
-    """
-    if plan.jobs == 1:
-        return _measure(plan, progress, lambda: None)
-    context = multiprocessing.get_context('spawn')
-    messages, barrier = context.Queue(), context.Barrier(plan.jobs)
-    workers = [context.Process(target=_work, args=(plan, messages, barrier, job),
-                               daemon=True) for job in range(plan.jobs)]
-    for worker in workers:
-        worker.start()
-    try:
-        return _merge(_collect(workers, messages, progress))
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-def _work(plan: Plan, messages, barrier, job: int):
-    """One of several processes; the first reports the progress."""
-    import mm_efficient  # noqa: F401  registers the models
-    report = (lambda what: messages.put(('progress', what))) if job == 0 else (
-        lambda what: None)
-    try:
-        messages.put(('result', (job, _measure(plan, report, barrier.wait))))
-    except InputError as error:
-        messages.put(('error', str(error)))
-    except Exception as error:  # to be told by the parent, whatever it is
-        messages.put(('error', f'job {job}: {type(error).__name__}: {error}'))
-
-
-def _collect(workers, messages, progress) -> list[list[Timing]]:
-    results = {}
-    while len(results) < len(workers):
+        Raises:
+            InputError: If a model, backend or device does not exist, a backend does
+                not support a dtype, or the baseline is not among the models.
+        """
+        for backend, dtype in itertools.product(self.backends, self.dtypes):
+            check_backend(backend, dtype)
+        for name in self.models:
+            find_model(name)
+        if self.baseline not in (None, *self.models):
+            raise InputError(f'the baseline {self.baseline} is not among the models '
+                             f'{", ".join(self.models)}.')
         try:
-            kind, content = messages.get(timeout=1)
-        except queue.Empty:
-            dead = [w.exitcode for w in workers if w.exitcode not in (None, 0)]
-            if dead:
-                raise InputError(f'a job ended with exit code {dead[0]}; with -9 it '
-                                 'was out of memory.') from None
-            continue
-        if kind == 'error':
-            raise InputError(content)
-        if kind == 'progress':
-            progress(content)
-        else:
-            job, timings = content
-            results[job] = timings
-    return [results[job] for job in sorted(results)]
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f'device {self.device} cannot be used; expected cpu, cuda '
+                             f'or cuda:N ({str(error).splitlines()[0]}).') from None
+
+    def settings(self) -> dict[str, Any]:
+        """How and where runs are timed: settings, hardware and versions."""
+        listed = ('models', 'backends', 'dtypes', 'batch_sizes', 'shapes')
+        kept = {key: value for key, value in asdict(self).items() if key not in listed}
+        return dict(kept, hardware=_hardware(self.device), torch=torch.__version__,
+                    python=platform.python_version())
 
 
-def _merge(results: list[list[Timing]]) -> list[Timing]:
-    """Timings of one job each, as timings of all jobs."""
-    return [replace(same[0], jobs=[timing.jobs[0] for timing in same])
-            for same in zip(*results)]
-
-
-def _measure(plan: Plan, progress: Callable[[str], None],
-             wait: Callable[[], object]) -> list[Timing]:
-    """Measure everything in this process.
+class BenchmarkResult(NamedTuple):
+    """Result of a run.
 
     Args:
-        plan (Plan): What and how.
-        progress (Callable): Told what is done next.
-        wait (Callable): Waits for the other jobs.
+        run (BenchmarkRun): What was timed.
+        jobs (list[Rounds]): Seconds by job, round and pass.
+        peak_mib (float, optional): Peak memory, weights included.
+        deviation (float): Largest relative error of an output, compared with the
+            eager model in float32.
+    """
+
+    run: BenchmarkRun
+    jobs: list[Rounds]
+    peak_mib: float | None
+    deviation: float
+
+
+def run_benchmark(config: BenchmarkConfig,
+                  progress: Callable[[str], object]) -> list[BenchmarkResult]:
+    """Time all runs.
+
+    Args:
+        config (BenchmarkConfig): What to time and how.
+        progress (Callable): Called ``config.num_steps`` times with the next step.
 
     Returns:
-        list[Timing]: With one job.
+        list[BenchmarkResult]: By group of runs, then in the order of ``config``.
+
+    Raises:
+        InputError: If a model cannot be timed.
+        ExecutionError: If a backend cannot run a model, or a job fails.
     """
-    torch.set_num_threads(plan.threads)
-    if plan.device.startswith('cuda'):
-        torch.cuda.set_device(plan.device)
-    timings = []
-    for group in plan.groups():
-        timings += _measure_group(plan, group, progress, wait)
-    return timings
+    if config.jobs == 1:
+        return _time_all(config, progress, lambda: None)
+    context = multiprocessing.get_context('spawn')
+    barrier, messages = context.Barrier(config.jobs), context.Queue()
+    with ProcessPoolExecutor(config.jobs, context, _start_job,
+                             (barrier, messages)) as pool:
+        futures = [pool.submit(_time_in_job, config, job) for job in range(config.jobs)]
+        while not all(future.done() for future in futures):
+            with contextlib.suppress(queue.Empty):
+                progress(messages.get(timeout=0.2))
+    errors = [error for future in futures if (error := future.exception())]
+    for error in errors:
+        if isinstance(error, BrokenProcessPool):
+            raise ExecutionError('a job was killed, probably for lack of memory; try '
+                                 'fewer --jobs.') from error
+        if not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    return [same[0]._replace(jobs=[result.jobs[0] for result in same])
+            for same in zip(*(future.result() for future in futures))]
 
 
-def _first_pass(case: Case, plan: Plan, x: Tensor) -> tuple[Forward, list[Tensor]]:
-    """A model, and what it gives in PyTorch."""
-    with explain(f'{case.model} cannot be run on images of '
-                    f'{" x ".join(map(str, x.shape))} on {plan.device}'):
-        model = build(case.model, plan.device, plan.backbone)
-        randomize(model.model, model.run, [x[:1]])  # as initialised some overflow
-        with torch.inference_mode():
-            return model, model(x)
+def _start_job(barrier: Any, messages: Any) -> None:
+    _job.update(barrier=barrier, messages=messages)
 
 
-def _measure_group(plan: Plan, group: Sequence[Case], progress: Callable[[str], None],
-                   wait: Callable[[], object]) -> list[Timing]:
-    timings, executables, models = [], [], {}
-    size = f'{group[0].batch} x {group[0].size[0]} x {group[0].size[1]}'
+def _time_in_job(config: BenchmarkConfig, job: int) -> list[BenchmarkResult]:
+    """Time all runs in step with the other jobs; the first one reports progress."""
+    progress = _job['messages'].put if job == 0 else lambda message: None
+    try:
+        with explain(f'job {job} failed'):
+            return _time_all(config, progress, _job['barrier'].wait)
+    except Exception:
+        _job['barrier'].abort()  # or the others would wait forever
+        raise
+
+
+def _time_all(config: BenchmarkConfig, progress: Callable[[str], object],
+              wait: Callable[[], object]) -> list[BenchmarkResult]:
+    threads, device = torch.get_num_threads(), torch.device(config.device)
+    torch.set_num_threads(config.threads)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    try:
+        return [result for group in config.groups()
+                for result in _time_group(config, group, progress, wait)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _time_group(config: BenchmarkConfig, group: Sequence[BenchmarkRun],
+                progress: Callable[[str], object], wait: Callable[[], object]
+                ) -> list[BenchmarkResult]:
+    batch_size, (height, width) = group[0].batch_size, group[0].shape
+    images = f'{batch_size} x 3 x {height} x {width}'
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(group[0].batch, 3, *group[0].size, generator=generator)
-    x = x.to(plan.device)
-    for case in group:
-        progress(f'{case.model}: preparing {case.mode}, {case.dtype}, {size}')
-        if case.model not in models:
-            models[case.model] = _first_pass(case, plan, x)
-        model, reference = models[case.model]
-        executable = prepare(model, case, x)
-        for _ in range(max(1, plan.warmup)):
-            outputs = executable.run()
-        timings.append(Timing(case, peak_mib=peak_memory(executable, plan.device),
-                              deviation=deviation(outputs, reference)))
-        executables.append(executable)
-    turn = itertools.cycle(group)
+    x = torch.randn(batch_size, 3, height, width, generator=generator)
+    x = x.to(config.device)
+    models, results, clocks = {}, [], []
+    for run in group:
+        progress(f'{run.model}: preparing {run.backend}, {run.dtype}, {images}')
+        with explain(f'{run.model} cannot run with backend {run.backend} and '
+                     f'{run.dtype} on {images} images on {config.device}'):
+            if run.model not in models:
+                models[run.model] = _first_pass(run.model, config, x)
+            model, reference = models[run.model]
+            prepared = prepare(model, run.backend, run.dtype, x)
+            for _ in range(config.warmup):
+                outputs = prepared.forward()
+            deviation = max(relative_error(y.float(), z.float())
+                            for y, z in zip(outputs, reference))
+            memory = peak_mib(prepared, config.device)
+        results.append(BenchmarkResult(run, [], memory, deviation))
+        clocks.append(prepared.clock)
 
-    def before() -> None:
+    def before(index: int) -> None:
         wait()
-        case = next(turn)
-        progress(f'{case.model}: timing {case.mode}, {case.dtype}, {size}')
+        run = group[index]
+        progress(f'{run.model}: timing {run.backend}, {run.dtype}, {images}')
 
-    found = take_turns([each.run for each in executables],
-                       [each.clock for each in executables], plan.iterations,
-                       plan.rounds, plan.max_seconds, before)
-    for timing, rounds in zip(timings, found):
-        timing.jobs = [rounds]
-    torch.compiler.reset()  # graphs of this size
-    return timings
+    rounds = time_in_rounds(clocks, config.iterations, config.rounds,
+                            config.max_seconds, before)
+    torch.compiler.reset()  # drop the graphs of this shape
+    return [result._replace(jobs=[times]) for result, times in zip(results, rounds)]
+
+
+def _first_pass(name: str, config: BenchmarkConfig, x: Tensor
+                ) -> tuple[Forward, Sequence[Tensor]]:
+    """Build a model, and run it eagerly in float32."""
+    model = build_model(name, config.device, config.backbone)
+    randomize(model.model, model.run, [x[:1]])  # with initial weights some overflow
+    with torch.inference_mode():
+        return model, model(x)
+
+
+def time_in_rounds(clocks: Sequence[Callable[[], float]], iterations: int, rounds: int,
+                   max_seconds: float, before: Callable[[int], object]) -> list[Rounds]:
+    """Time several calls in interleaved rounds.
+
+    Args:
+        clocks (Sequence[Callable]): Each runs one warmed-up pass and returns its
+            seconds.
+        iterations (int): Timed passes of each, over all rounds.
+        rounds (int): Number of rounds, at most ``iterations``.
+        max_seconds (float): Time limit for the passes of each, over all rounds. There
+            is at least one pass per round.
+        before (Callable): Called with the index of a clock before its turn.
+
+    Returns:
+        list[Rounds]: Seconds by clock, round and pass.
+    """
+    rounds = min(rounds, iterations)
+    times: list[Rounds] = [[] for _ in clocks]
+    for i in range(rounds):
+        share = iterations * (i + 1) // rounds - iterations * i // rounds
+        for index, clock in enumerate(clocks):
+            before(index)
+            clock()  # caches still hold what the previous model left
+            samples = [clock()]
+            while len(samples) < share and sum(samples) < max_seconds / rounds:
+                samples.append(clock())
+            times[index].append(samples)
+    return times
+
+
+# ----------------------------------------------------------------------- results
+
+
+def make_rows(config: BenchmarkConfig,
+              results: Sequence[BenchmarkResult]) -> list[dict]:
+    """Turn results into rows of a table.
+
+    Args:
+        config (BenchmarkConfig): What was timed.
+        results (Sequence[BenchmarkResult]): From :func:`run_benchmark`.
+
+    Returns:
+        list[dict]: A row per run with the keys ``COLUMNS``; None for unknown values.
+    """
+    rows = []
+    for result in results:
+        group = [other for other in results if other.run[3:] == result.run[3:]]
+        baseline = next((other for other in group
+                         if other.run.model == config.baseline), group[0])
+        rows.append(_row(result, baseline))
+    return rows
+
+
+def _row(result: BenchmarkResult, baseline: BenchmarkResult) -> dict:
+    """Seconds and ratios are averaged over jobs, images per second are of all jobs."""
+    run = result.run
+    samples = [[*itertools.chain(*rounds)] for rounds in result.jobs]
+    median = statistics.fmean(map(statistics.median, samples))
+    mean = statistics.fmean(map(statistics.fmean, samples))
+    ratios = [statistics.median(own) / statistics.median(other)
+              for mine, theirs in zip(result.jobs, baseline.jobs)
+              for own, other in zip(mine, theirs)]
+    finite = math.isfinite(result.deviation)  # JSON has no NaN
+    values = (run.model, run.backend, run.dtype, run.batch_size, *run.shape,
+              1e3 * median, 1e3 * mean, 1e3 * median / run.batch_size,
+              len(result.jobs) * run.batch_size / median, statistics.median(ratios),
+              min(ratios), max(ratios), result.peak_mib,
+              result.deviation if finite else None, len(samples[0]),
+              reported_top1(run.model))
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def reported_top1(name: str) -> float | None:
+    """Look up the ImageNet-1K top-1 accuracy that a model's metadata reports.
+
+    Args:
+        name (str): A variant, or a model of MMPretrain.
+
+    Returns:
+        float | None: In percent; None if unknown.
+    """
+    for family in FAMILIES:
+        if name in family.variants:
+            figures = family.reported.figures.get(name, {})
+            return figures.get('cls', {}).get('Top 1 Accuracy')
+    try:
+        results = ModelHub.get(name).results or []
+    except ValueError:  # not in the index
+        return None
+    return next((float(result.metrics['Top 1 Accuracy']) for result in results
+                 if result.dataset == 'ImageNet-1k'
+                 and 'Top 1 Accuracy' in result.metrics), None)
+
+
+def write_results(path: str | Path, rows: Sequence[dict],
+                  settings: dict[str, Any]) -> None:
+    """Write results to a CSV or JSON file.
+
+    Args:
+        path (str | Path): Name that ends in .csv or .json. JSON includes the settings.
+        rows (Sequence[dict]): From :func:`make_rows`.
+        settings (dict): From :meth:`BenchmarkConfig.settings`.
+    """
+    with whole_file(path) as draft, open(draft, 'w', newline='', encoding='utf-8') as f:
+        if draft.suffix == '.csv':
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            json.dump(dict(settings=settings, results=rows), f, indent=1)
+            f.write('\n')
+
+
+def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
+    """Read results from JSON.
+
+    Args:
+        path (str | Path): File of :func:`write_results`.
+
+    Returns:
+        tuple[list[dict], dict]: Rows and settings.
+
+    Raises:
+        InputError: If it is not such a file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        rows = [{key: row[key] for key in COLUMNS} for row in content['results']]
+        return rows, content['settings']
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f'{path} is not a result file ({type(error).__name__}: {error}); expected '
+            'JSON written by benchmark.py --out.') from None
+
+
+def _hardware(device: str) -> str:
+    """Name of the GPU or CPU."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()

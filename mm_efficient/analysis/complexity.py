@@ -1,50 +1,59 @@
-"""Parameters, multiply-adds and activations of a model, by module.
+"""Count parameters, multiply-adds and activations of a model, by module.
 
-Counted where operators are dispatched, with PyTorch's `FlopCounterMode`, so that
-products inside functions (attention, einsum, the landmark inverse of SOFT) are seen
-as well as those of layers. What is counted:
+PyTorch's `FlopCounterMode` counts operators as they are dispatched, so matmuls inside
+functions (attention, einsum, SOFT's landmark inverse) count like those of layers.
 
-- MACs: multiply-adds of convolutions, linear layers and every other matrix product.
-  One MAC is two FLOPs. What works element by element (norms, activations, softmax,
-  residuals, pooling, resizing, sampling of regions) is not counted, nor are biases.
-- Activations: elements of the results of the same operators; of attention the scores
-  as well, also where a fused kernel never writes them.
-- Parameters, frozen ones included; buffers are none.
+- MACs: multiply-adds of convolutions, linear layers and all other matmuls. One MAC is
+  two FLOPs. Elementwise work (norms, activations, softmax, residuals, pooling,
+  resizing, RoI sampling) and biases do not count.
+- Activations: output elements of the same operators, plus the scores of attention,
+  even where a fused kernel never writes them.
+- Parameters include frozen ones, but no buffers.
 
-On the meta device nothing is computed and any image size takes seconds. What an
-implementation computes twice to save memory elsewhere (SOFT's attention in chunks of
-tokens) is then counted once.
+On the meta device nothing is computed, so any image shape takes seconds. What an
+implementation recomputes to save memory (SOFT's attention in chunks of tokens) counts
+once there.
 """
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmengine.utils import digit_version
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 aten = torch.ops.aten
-# Beginnings of the names of operators that are work without a formula
+# Operators without a formula that do real work start with one of these names
 UNKNOWN = ('linalg_cholesky', 'linalg_inv', 'linalg_lstsq', 'linalg_lu', 'linalg_qr',
            '_linalg_det', '_linalg_eigh', '_linalg_solve', '_linalg_svd', '_fft_',
            '_cdist', '_addmm_', '_native_multi_head', '_transformer_encoder_layer')
+Shape = Sequence[int]
+Run = Callable[[nn.Module, Tensor], Any]
+Formulas = dict[Any, Callable[..., int]]  # of the argument shapes and ``out_shape``
 
 
-def _attention_flops(query, key, value, *args, out_shape=None, **kwargs):
-    """(B, H, N, d), (B, H, M, d), (B, H, M, e): scores, then their product."""
-    scores = math.prod(query[:-1]) * key[-2]
-    return 2 * scores * (query[-1] + value[-1])
+def attention_scores(query: Shape, key: Shape, *args: Any, **kwargs: Any) -> int:
+    """Number of scores of queries (B, H, N, d) and keys (B, H, M, d)."""
+    return math.prod(query[:-1]) * key[-2]
 
 
-def _attention_elements(query, key, value, *args, out_shape=None, **kwargs):
+def _attention_flops(query: Shape, key: Shape, value: Shape, *args: Any,
+                     **kwargs: Any) -> int:
+    return 2 * attention_scores(query, key) * (query[-1] + value[-1])
+
+
+def _attention_elements(query: Shape, key: Shape, value: Shape, *args: Any,
+                        **kwargs: Any) -> int:
     return math.prod(query[:-1]) * (key[-2] + value[-1])
 
 
-def _elements(*args, out_shape=None, **kwargs):
+def _elements(*args: Any, out_shape: Shape, **kwargs: Any) -> int:
     return math.prod(out_shape)
 
 
@@ -52,14 +61,14 @@ ATTENTION = [getattr(aten, name) for name in (
     '_scaled_dot_product_flash_attention', '_scaled_dot_product_cudnn_attention',
     '_scaled_dot_product_efficient_attention',
     '_scaled_dot_product_flash_attention_for_cpu') if hasattr(aten, name)]
-# What PyTorch's own table of formulas leaves out, in FLOPs
-EXTRA_FLOPS = {
+# FLOPs that PyTorch's own registry leaves out
+EXTRA_FLOPS: Formulas = {
     aten.mv: lambda a, b, out_shape=None: 2 * math.prod(a),
     aten.addmv: lambda c, a, b, out_shape=None, **kwargs: 2 * math.prod(a),
     aten.dot: lambda a, b, out_shape=None: 2 * math.prod(a),
     **dict.fromkeys(ATTENTION, _attention_flops),
 }
-ELEMENTS = {
+ELEMENTS: Formulas = {
     **dict.fromkeys([*flop_registry, *EXTRA_FLOPS], _elements),
     **dict.fromkeys(ATTENTION, _attention_elements),
 }
@@ -67,13 +76,14 @@ ELEMENTS = {
 
 @dataclass
 class Cost:
-    """Cost of a module for one input, of all its calls together.
+    """Cost of a module for one input, summed over its calls.
 
     Args:
         parameters (int): Number of parameters.
-        macs (int): Multiply-adds, half of the FLOPs.
-        activations (int): Elements of the results of counted operators.
+        macs (int): Multiply-adds, half the FLOPs.
+        activations (int): Output elements of the counted operators.
     """
+
     parameters: int = 0
     macs: int = 0
     activations: int = 0
@@ -89,55 +99,55 @@ class Complexity(Cost):
     """Cost of a model and of its modules.
 
     Args:
-        modules (dict[str, Cost]): By name in the model, in its order.
-        uncounted (dict[str, int]): Calls of operators that may well be work but for
-            which there is no formula, by name.
+        modules (dict[str, Cost]): By module name, in the model's order.
+        uncounted (dict[str, int]): Number of calls by operator, for operators that do
+            real work but have no formula.
     """
+
     modules: dict[str, Cost] = field(default_factory=dict)
     uncounted: dict[str, int] = field(default_factory=dict)
 
 
-class _Run(nn.Module):
-    """Gives modules the names they have in the model, whatever is called first."""
+class _Root(nn.Module):
+    """Gives modules their names in the model, whichever of them is called first."""
 
-    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Tensor], Any]):
+    def __init__(self, model: nn.Module, run: Run) -> None:
         super().__init__()
         self.model = model
         self.run = run
 
-    def forward(self, x: Tensor):
+    def forward(self, x: Tensor) -> Any:
         return self.run(self.model, x)
 
 
-class _Unknown(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the calls of operators that no formula covers."""
+class _UnknownOperators(TorchDispatchMode):
+    """Counts calls of operators that no formula covers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = {}
+        self.calls: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
         namespace, _, name = func.name().partition('::')
         name = name.partition('.')[0]
         if namespace not in ('aten', 'prim', 'prims') or name.startswith(UNKNOWN):
-            name = f'{namespace}::{name}'
-            self.calls[name] = self.calls.get(name, 0) + 1
+            self.calls[f'{namespace}::{name}'] += 1
         return func(*args, **(kwargs or {}))
 
 
-def count(model: nn.Module, x: Tensor,
-          run: Callable[[nn.Module, Tensor], Any] | None = None) -> Complexity:
-    """Count what a model does with an input.
+def count(model: nn.Module, x: Tensor, run: Run | None = None) -> Complexity:
+    """Count the work of one forward pass.
 
     Args:
-        model (nn.Module): The model, used in eval mode and left as it was.
-        x (Tensor): Images, (B, C, H, W), on the device of the model; its values do
+        model (nn.Module): The model. Runs in eval mode; its modes are restored.
+        x (Tensor): Images, (B, C, H, W), on the device of the model. Their values do
             not matter on the meta device.
-        run (Callable, optional): Calls the model with ``x``; given if that is not
-            ``model(x)``. Defaults to None.
+        run (Callable, optional): Function that calls the model with ``x``.
+            Defaults to None, ``model(x)``.
 
     Returns:
-        Complexity: Of the whole batch.
+        Complexity: Counts for the whole batch.
 
     Example:
         >>> with torch.device('meta'):
@@ -146,92 +156,85 @@ def count(model: nn.Module, x: Tensor,
         >>> cost.parameters, cost.macs, cost.activations
         (216, 21600, 800)
     """
-    macs, activations, unknown = count_operators(
-        model, x, run, EXTRA_FLOPS, ELEMENTS)
-    modules = {}
-    for name, module in model.named_modules():
-        modules[name] = Cost(
-            sum(p.numel() for p in module.parameters()),
-            sum(macs[name].values()) // 2, sum(activations[name].values()))
+    (flops, activations), unknown = count_operators(model, x, run, EXTRA_FLOPS,
+                                                    ELEMENTS)
+    modules = {
+        name: Cost(sum(p.numel() for p in module.parameters()),
+                   flops[name].total() // 2, activations[name].total())
+        for name, module in model.named_modules()}
     total = modules.pop('')
     return Complexity(total.parameters, total.macs, total.activations, modules, unknown)
 
 
-def count_operators(model: nn.Module, x: Tensor,
-                    run: Callable[[nn.Module, Tensor], Any] | None,
-                    *formulas: dict) -> list[dict]:
-    """Sums of formulas over the operators of a forward pass, by module.
+def count_operators(
+        model: nn.Module, x: Tensor, run: Run | None, *formulas: Formulas
+) -> tuple[list[dict[str, Counter]], dict[str, int]]:
+    """Sum formulas over the operators of a forward pass, by module.
 
     Args:
-        model (nn.Module): The model, used in eval mode and left as it was.
+        model (nn.Module): The model. Runs in eval mode; its modes are restored.
         x (Tensor): Images, (B, C, H, W).
         run (Callable, optional): See :func:`count`.
-        *formulas (dict): Operator of ``torch.ops.aten`` to function of the shapes
-            of its arguments and ``out_shape``, as of `FlopCounterMode`, whose own
-            formulas for FLOPs apply to operators that are not given.
+        *formulas (dict): Operator of ``torch.ops.aten`` -> function of its argument
+            shapes and ``out_shape``, as for `FlopCounterMode`, whose own FLOP formulas
+            apply to all other operators.
 
     Returns:
-        list[dict]: For every argument of ``formulas`` the sums, module name ->
-        operator -> number ('' is the model); then the calls of operators that no
-        formula covers.
+        tuple: For each of ``formulas``, module name -> operator -> sum ('' is the whole
+        model); and the calls of operators that no formula covers.
     """
-    runner = _Run(model, run or (lambda model, x: model(x)))
-    counters = [_counter(runner, table) for table in formulas]
-    unknown = _Unknown()
+    root = _Root(model, run or (lambda model, x: model(x)))
+    counters = [_flop_counter(root, table) for table in formulas]
+    unknown = _UnknownOperators()
     training = {module: module.training for module in model.modules()}
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [setattr(module, 'training', mode)
-                                for module, mode in training.items()])
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_composed_attention())
-        for mode in (*counters, unknown):
-            stack.enter_context(mode)
-        runner.eval()(x)
-    return [*(_by_module(model, counter) for counter in counters), unknown.calls]
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_unfused_attention())
+            for counter in counters:
+                stack.enter_context(counter)
+            stack.enter_context(unknown)
+            root.eval()(x)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return [_by_module(model, counter) for counter in counters], dict(unknown.calls)
 
 
-def _counter(runner: _Run, formulas: dict) -> FlopCounterMode:
+def _flop_counter(root: _Root, formulas: Formulas) -> FlopCounterMode:
     if digit_version(torch.__version__) < digit_version('2.4.0'):
-        return FlopCounterMode(runner, display=False, custom_mapping=formulas)
+        return FlopCounterMode(root, display=False, custom_mapping=formulas)
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 @contextlib.contextmanager
-def _composed_attention():
-    """`nn.MultiheadAttention` as the products it consists of, not one operator."""
+def _unfused_attention() -> Iterator[None]:
+    """Run `nn.MultiheadAttention` as its matmuls, not as one operator."""
     switch = getattr(torch.backends, 'mha', None)
     enabled = switch is not None and switch.get_fastpath_enabled()
     if enabled:
         switch.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # PyTorch's, on formats
+            warnings.simplefilter('ignore', UserWarning)  # PyTorch's, about formats
             yield
     finally:
         if enabled:
             switch.set_fastpath_enabled(True)
 
 
-def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, dict]:
-    """Counts under the names of the model's modules.
+def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, Counter]:
+    """Counts by the names of the model's modules.
 
-    Containers, and modules of which other methods than ``forward`` are called, have
-    none of their own: they get the sums of their children.
+    Containers, and modules used through other methods than ``forward``, have no counts
+    of their own and get the sums of their children.
     """
     counts = counter.get_flop_counts()
-    result = {'': counts.get('Global', {})}
-    prefix = f'{_Run.__name__}.model.'
+    result = {'': Counter(counts.get('Global', {}))}
+    prefix = f'{_Root.__name__}.model.'
     for name, module in reversed(list(model.named_modules())):
-        if not name:
-            continue
-        result[name] = counts.get(prefix + name) or _sum(
-            result.get(f'{name}.{child}', {}) for child, _ in module.named_children())
+        if name:
+            result[name] = Counter(counts.get(prefix + name)) or sum(
+                (result.get(f'{name}.{child}', Counter())
+                 for child, _ in module.named_children()), Counter())
     return result
-
-
-def _sum(counts) -> dict:
-    total = {}
-    for operators in counts:
-        for operator, number in operators.items():
-            total[operator] = total.get(operator, 0) + number
-    return total

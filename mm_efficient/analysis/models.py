@@ -1,11 +1,11 @@
-"""Models by name or config, ready to be counted."""
+"""Find a model by name or config, and count it."""
 import argparse
 import copy
 import difflib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mmpretrain
 import timm
@@ -22,33 +22,35 @@ from ..files import config_files
 from ..runs.configs import load_config
 from .complexity import Complexity, count
 
-# Image size, height and width, by task: of ImageNet, COCO and ADE20K as published
-SIZES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
-NUM_PROPOSALS = 1000  # regions that a box head sees, if the config does not say
-NUM_DETECTIONS = 100  # regions that a mask head sees, likewise
+# Height and width of test images on ImageNet, COCO and ADE20K, as published
+INPUT_SHAPES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
+NUM_PROPOSALS = 1000  # RoIs of the box head, unless the config sets them
+NUM_DETECTIONS = 100  # RoIs of the mask head, unless the config sets them
+T = TypeVar('T')
 
 
-class Subject(NamedTuple):
-    """A model and how it is run.
+class ModelSpec(NamedTuple):
+    """A model and how to run it.
 
     Args:
-        name (str): As it was asked for.
-        build (Callable): Makes the model, with random weights.
-        run (Callable): Calls a model with images of (B, 3, H, W) the way inference
-            does, up to what depends on the values in them.
-        size (tuple[int, int]): Usual height and width of its images.
+        name (str): The name it was asked for by.
+        build (Callable): Builds the model with random weights.
+        run (Callable): Calls a model with (B, 3, H, W) images as inference does,
+            without the steps that depend on pixel values.
+        shape (tuple[int, int]): Default height and width of its input.
     """
+
     name: str
     build: Callable[[], nn.Module]
     run: Callable[[nn.Module, Tensor], Any]
-    size: tuple[int, int]
+    shape: tuple[int, int]
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Size of an image on a command line, for ``argparse``.
+def image_shape(text: str) -> tuple[int, int]:
+    """Parse an image shape on the command line, as a ``type`` of ``argparse``.
 
     Args:
-        text (str): ``224``, or height and width as ``800x1344``.
+        text (str): A side such as ``224``, or height and width such as ``800x1344``.
 
     Returns:
         tuple[int, int]: Height and width.
@@ -62,30 +64,30 @@ def image_size(text: str) -> tuple[int, int]:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no size; expected 224, or 800x1344 (height x width)')
+            f'{text!r} is not an image shape; expected 224, or 800x1344 (height x '
+            'width)')
     return sides[0], sides[-1]
 
 
-def find_model(name: str, options: dict | None = None) -> Subject:
-    """Find a model.
+def find_model(name: str, options: dict | None = None) -> ModelSpec:
+    """Find a model by name.
 
     Args:
         name (str): One of
 
-            - a config file of classification, detection or segmentation;
-            - a config of this package by its name (``soft_small_maskrcnn_1x``), or
-              the classifier of a variant (``soft_small``);
-            - a model of MMPretrain's index (``swin-tiny_16xb64_in1k``);
-            - a model of timm (``resnet50``, or ``timm/resnet50`` where MMPretrain
-              has one of that name).
-        options (dict, optional): Overrides of its config by dotted key.
-            Defaults to None.
+            - a classification, detection or segmentation config file;
+            - the name of a config of this package (``soft_small_maskrcnn_1x``), or a
+              variant for its classifier (``soft_small``);
+            - a model in MMPretrain's index (``swin-tiny_16xb64_in1k``);
+            - a timm model (``resnet50``, or ``timm/resnet50`` if MMPretrain has a
+              model of that name).
+        options (dict, optional): Config overrides by dotted key. Defaults to None.
 
     Returns:
-        Subject: The model.
+        ModelSpec: The model.
 
     Raises:
-        InputError: If there is none, or its config cannot be used.
+        InputError: If there is no such model, or its config is invalid.
     """
     if name.endswith('.py'):
         return from_config(load_config(name, options), Path(name).stem)
@@ -99,14 +101,15 @@ def find_model(name: str, options: dict | None = None) -> Subject:
     model_name = name.removeprefix('timm/')
     if timm.is_model(model_name):
         if options:
-            raise InputError(f'{name} is a model of timm and has no config to change')
-        return Subject(name, lambda: timm.create_model(model_name), _call,
-                       SIZES['mmpretrain'])
+            raise InputError(f'{name} is a timm model and has no config to override; '
+                             'leave --cfg-options out.')
+        return ModelSpec(name, lambda: timm.create_model(model_name), call_model,
+                         INPUT_SHAPES['mmpretrain'])
     raise InputError(_unknown(name))
 
 
 def _variant(path: Path) -> str | None:
-    """The variant a classifier's config, <variant>_<schedule>.py, is of."""
+    """The variant whose classifier a config, <variant>_<schedule>.py, trains."""
     return path.stem.rpartition('_')[0] if path.parent.name == 'cls' else None
 
 
@@ -115,97 +118,100 @@ def _unknown(name: str) -> str:
     for path in config_files():
         names |= {path.stem, _variant(path) or path.stem}
     close = difflib.get_close_matches(name, sorted(names), 5)
-    return (f'there is no model {name!r}: name a config file, a variant or config of '
-            'mm_efficient, or a model of MMPretrain or timm'
-            + (f'; similar: {", ".join(close)}' if close else ''))
+    return (f'there is no model {name!r}: expected a config file, a variant or config '
+            'of mm_efficient, or a model of MMPretrain or timm'
+            + (f'; similar names: {", ".join(close)}' if close else ''))
 
 
-def from_config(cfg: Config, name: str) -> Subject:
-    """The model of a config.
+def from_config(cfg: Config, name: str) -> ModelSpec:
+    """Describe the model of a config.
 
     Args:
         cfg (Config): Config with ``default_scope`` and ``model``.
-        name (str): What to call it.
+        name (str): Name to give it.
 
     Returns:
-        Subject: The model.
+        ModelSpec: The model.
     """
     scope = cfg.default_scope
 
-    def build():
+    def build() -> nn.Module:
         with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # about losses, deprecation
             return MODELS.build(copy.deepcopy(cfg.model))
-    return Subject(name, build, _RUNS[scope], _size(cfg))
+    return ModelSpec(name, build, _RUNS[scope], _input_shape(cfg))
 
 
-def _size(cfg: Config) -> tuple[int, int]:
-    """Height and width of test images; of classifiers those of the crop."""
+def _input_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width of test images; of the center crop for classifiers."""
     if cfg.default_scope == 'mmpretrain':
         loader = cfg.get('test_dataloader') or {}
         for transform in loader.get('dataset', {}).get('pipeline', []):
             if transform['type'] == 'CenterCrop':
                 return to_2tuple(transform['crop_size'])
-    return SIZES[cfg.default_scope]
+    return INPUT_SHAPES[cfg.default_scope]
 
 
-def complexity(subject: Subject, size: tuple[int, int] | None = None) -> Complexity:
-    """Count one image of a model.
+def complexity(spec: ModelSpec, shape: tuple[int, int] | None = None) -> Complexity:
+    """Count parameters, multiply-adds and activations of a model for one image.
 
-    On the meta device where the model can be run there, in seconds whatever the size.
-
-    Args:
-        subject (Subject): The model.
-        size (tuple[int, int], optional): Height and width of the image.
-            Defaults to None, the usual one.
-
-    Returns:
-        Complexity: What was counted.
-    """
-    return on_some_device(
-        subject, size, lambda model, x: count(model, x, subject.run))
-
-
-def on_some_device(subject: Subject, size: tuple[int, int] | None,
-                   function: Callable[[nn.Module, Tensor], Any]) -> Any:
-    """Call ``function(model, image)`` on the meta device, or else on the CPU.
+    Runs on the meta device if the model allows it, which takes seconds at any shape.
 
     Args:
-        subject (Subject): The model.
-        size (tuple[int, int], optional): Height and width. Defaults to None.
-        function (Callable): What to do.
+        spec (ModelSpec): The model.
+        shape (tuple[int, int], optional): Height and width of the image.
+            Defaults to None, ``spec.shape``.
 
     Returns:
-        Any: What ``function`` returns.
+        Complexity: The counts.
 
     Raises:
-        InputError: If the model cannot be run.
+        ExecutionError: If the model cannot be built or run.
     """
-    shape = (1, 3, *(size or subject.size))
+    return run_without_data(spec, shape, lambda model, x: count(model, x, spec.run))
+
+
+def run_without_data(spec: ModelSpec, shape: tuple[int, int] | None,
+                     function: Callable[[nn.Module, Tensor], T]) -> T:
+    """Call ``function(model, image)`` on the meta device, or on the CPU if that fails.
+
+    Args:
+        spec (ModelSpec): The model.
+        shape (tuple[int, int], optional): Height and width. None: ``spec.shape``.
+        function (Callable): What to call.
+
+    Returns:
+        T: The result of ``function``.
+
+    Raises:
+        ExecutionError: If the model cannot be built or run.
+    """
+    height, width = shape or spec.shape
     try:
-        return function(_build_on_meta(subject), torch.empty(shape, device='meta'))
-    except Exception as error:  # what depends on values fails in many ways
+        x = torch.empty(1, 3, height, width, device='meta')
+        return function(_build_on_meta(spec), x)
+    except Exception as error:  # data-dependent code fails in many ways
         reason = str(error).strip().partition('\n')[0]
-    print_log(f'{subject.name} cannot be run without data ({reason}): run with random '
-              'weights, which takes longer', logger='current')
+    print_log(f'{spec.name} cannot run on the meta device ({reason}); running it on '
+              'the CPU with random weights, which takes longer', logger='current')
     torch.manual_seed(0)
-    with explain(f'{subject.name} cannot be run on an image of {shape[2]} x '
-                    f'{shape[3]} pixels'):
-        return function(subject.build(), torch.randn(shape))
+    with explain(f'{spec.name} cannot be run on an image of {height} x {width} pixels'):
+        return function(spec.build(), torch.randn(1, 3, height, width))
 
 
-def _build_on_meta(subject: Subject) -> nn.Module:
+def _build_on_meta(spec: ModelSpec) -> nn.Module:
     try:
         with torch.device('meta'):
-            return subject.build()
-    except (NotImplementedError, RuntimeError):  # looks at values while building
-        return subject.build().to('meta')
+            return spec.build()
+    except (NotImplementedError, RuntimeError):  # its __init__ reads tensor values
+        return spec.build().to('meta')
 
 
-# ------------------------------------------------------------------ ways to run
+# ------------------------------------------------------------- forward, by package
 
 
-def _call(model: nn.Module, x: Tensor) -> Any:
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """``model(x)``."""
     return model(x)
 
 
@@ -214,20 +220,19 @@ def _classify(model: nn.Module, x: Tensor) -> Any:
 
 
 def _detect(model: nn.Module, x: Tensor) -> Any:
-    """Detector, with a fixed number of regions in the second stage if it has one."""
+    """Run a detector, with a fixed number of RoIs if it has two stages."""
     from mmdet.models import CascadeRoIHead, StandardRoIHead
     from mmdet.structures import DetDataSample
-    heads = (CascadeRoIHead, StandardRoIHead)
-    if type(getattr(model, 'roi_head', None)) in heads:
-        return _detect_in_regions(model, x)
-    return model(x, [DetDataSample(metainfo=_meta(x))], mode='tensor')
+    if type(getattr(model, 'roi_head', None)) in (CascadeRoIHead, StandardRoIHead):
+        return _detect_rois(model, x)
+    return model(x, [DetDataSample(metainfo=_metainfo(x))], mode='tensor')
 
 
-def _detect_in_regions(model: nn.Module, x: Tensor) -> None:
-    """Heads on as many regions as inference keeps at most.
+def _detect_rois(model: Any, x: Tensor) -> None:
+    """Run the heads on as many RoIs as inference keeps at most.
 
-    How many there are, and of which level of the pyramid, depends on the image; what
-    a head does with each does not. Their sampling has no matrix products.
+    The number of RoIs, and the feature map each comes from, depend on the image; the
+    cost per RoI does not. RoI sampling has no matmuls.
     """
     roi_head, test_cfg = model.roi_head, model.test_cfg
     features = model.extract_feat(x)
@@ -236,25 +241,27 @@ def _detect_in_regions(model: nn.Module, x: Tensor) -> None:
     parts = [('bbox', test_cfg.get('rpn', {}).get('max_per_img', NUM_PROPOSALS))]
     if roi_head.with_mask:
         parts.append(('mask', test_cfg.rcnn.get('max_per_img', NUM_DETECTIONS)))
-    for part, number in parts:
-        extractor = getattr(roi_head, f'{part}_roi_extractor')
-        head = getattr(roi_head, f'{part}_head')
-        extractors = extractor if isinstance(extractor, nn.ModuleList) else [extractor]
-        heads = head if isinstance(head, nn.ModuleList) else [head]
+    for part, num_rois in parts:
+        extractors = _as_list(getattr(roi_head, f'{part}_roi_extractor'))
+        heads = _as_list(getattr(roi_head, f'{part}_head'))
         for extractor, head in zip(extractors, heads):
             size = extractor.roi_layers[0].output_size
-            regions = x.new_empty(number, extractor.out_channels, *size)
+            rois = x.new_empty(num_rois, extractor.out_channels, *size)
             if roi_head.with_shared_head:
-                regions = roi_head.shared_head(regions)
-            head(regions)
+                rois = roi_head.shared_head(rois)
+            head(rois)
+
+
+def _as_list(module: nn.Module) -> list[Any]:
+    return [*module] if isinstance(module, nn.ModuleList) else [module]
 
 
 def _segment(model: nn.Module, x: Tensor) -> Any:
     from mmseg.structures import SegDataSample
-    return model(x, [SegDataSample(metainfo=_meta(x))], mode='tensor')
+    return model(x, [SegDataSample(metainfo=_metainfo(x))], mode='tensor')
 
 
-def _meta(x: Tensor) -> dict:
+def _metainfo(x: Tensor) -> dict:
     shape = tuple(x.shape[2:])
     return dict(img_shape=shape, ori_shape=shape, pad_shape=shape,
                 batch_input_shape=shape, scale_factor=(1., 1.))

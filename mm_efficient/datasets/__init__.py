@@ -1,4 +1,4 @@
 """Generated miniature data sets."""
-from .mini import CLASSES, MINI_ROOT, PALETTE, prepare
+from .mini import CLASSES, MINI_ROOT, PALETTE, generate_dataset
 
-__all__ = ['CLASSES', 'MINI_ROOT', 'PALETTE', 'prepare']
+__all__ = ['CLASSES', 'MINI_ROOT', 'PALETTE', 'generate_dataset']

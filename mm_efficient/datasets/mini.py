@@ -1,42 +1,47 @@
-"""Miniature data sets in the real on-disk formats of the three tasks.
+"""Miniature data sets of synthetic images in the on-disk formats of the three tasks.
 
-``prepare('coco')`` writes ``data/mini/coco`` (COCO), ``prepare('ade')``
-``data/mini/ade`` (ADE20K) and ``prepare('imagenet')`` ``data/mini/imagenet``
-(ImageNet folders), each on first use. Everything follows from a seed.
+:func:`generate_dataset` writes ``data/mini/coco`` (COCO), ``data/mini/ade`` (ADE20K)
+and ``data/mini/imagenet`` (ImageNet folders), each on first use. A seed determines
+everything.
 """
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
 
-from .scenes import GROUNDS, SHAPES, draw_scene, draw_single
+from .scenes import GROUNDS, SHAPES, Scene, draw_scene, draw_single
 
 MINI_ROOT = 'data/mini'
 CLASSES = dict(coco=SHAPES, ade=GROUNDS + SHAPES, imagenet=SHAPES)
-# Lists, since mmdet takes a tuple for a single colour
+# Lists, because MMDetection takes a tuple for a single colour
 PALETTE = dict(
     coco=[(220, 20, 60), (0, 114, 189), (119, 171, 48), (237, 177, 32),
           (126, 47, 142)],
     ade=[(70, 130, 180), (128, 100, 60), (220, 20, 60), (0, 114, 189),
          (119, 171, 48), (237, 177, 32), (126, 47, 142)])
 
-# (H, W) in pixels: landscape, portrait and square photographs
-SHAPES_ON_DISK = ((192, 256), (208, 256), (176, 256), (256, 192), (224, 224))
-CROWD_EVERY = 10  # one picture in ten has a flock, the first one always
+# (H, W) in pixels: landscape, portrait and square
+IMAGE_SHAPES = ((192, 256), (208, 256), (176, 256), (256, 192), (224, 224))
+CROWD_EVERY = 10  # one image in ten has a crowd, starting with the first
 MARKER = 'mini.json'
 VERSION = 2
 
+T = TypeVar('T')
+Mask = np.ndarray  # (H, W) bool
 
-def polygons_of(mask):
-    """Outline a mask with polygons, as COCO stores visible parts.
 
-    A polygon has no holes: a part with a hole is cut in two through it.
+def polygons_of(mask: Mask) -> list[list[float]]:
+    """Convert a mask to polygons, as COCO stores the visible part of an object.
+
+    A polygon has no holes, so a part with a hole is cut in two through the hole.
 
     Args:
         mask (np.ndarray): Region, (H, W) bool.
@@ -44,9 +49,9 @@ def polygons_of(mask):
     Returns:
         list[list[float]]: Polygons ``[x0, y0, x1, y1, ...]`` in pixels.
     """
-    # At twice the size the outline runs a quarter of a pixel inside the true
-    # edge instead of half a pixel: rasterising gives the same mask again.
-    twice = np.kron(mask.astype(np.uint8), np.ones((2, 2), np.uint8))
+    # At twice the size the outline runs a quarter of a pixel inside the true edge
+    # instead of half a pixel: rasterising restores the mask exactly.
+    twice: Any = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
     contours, tree = cv2.findContours(twice, cv2.RETR_CCOMP,
                                       cv2.CHAIN_APPROX_SIMPLE)
     polygons = []
@@ -70,7 +75,7 @@ def polygons_of(mask):
     return polygons
 
 
-def _uncompressed_rle(mask):
+def _uncompressed_rle(mask: Mask) -> dict[str, Any]:
     """COCO's run-length encoding of a crowd region, as plain numbers."""
     flat = np.concatenate([[0], mask.astype(np.uint8).ravel(order='F'), [0]])
     changes = np.flatnonzero(np.diff(flat))
@@ -80,9 +85,10 @@ def _uncompressed_rle(mask):
     return dict(size=list(mask.shape), counts=counts.tolist())
 
 
-def _annotation(segmentation, shape, label, iscrowd):
-    """COCO annotation whose area and box are those of its segmentation."""
-    from pycocotools import mask as mask_utils  # comes with detection only
+def _annotation(segmentation: Any, shape: tuple[int, int], label: int,
+                iscrowd: bool) -> dict[str, Any]:
+    """COCO annotation with area and box computed from its segmentation."""
+    from pycocotools import mask as mask_utils  # installed for detection only
 
     rle = mask_utils.frPyObjects(segmentation, *shape)
     rle = mask_utils.merge(rle) if isinstance(rle, list) else rle
@@ -94,21 +100,21 @@ def _annotation(segmentation, shape, label, iscrowd):
         iscrowd=int(iscrowd))
 
 
-def _annotations(scene):
-    """COCO annotations of a scene, without image and annotation numbers."""
+def _annotations(scene: Scene) -> list[dict[str, Any]]:
+    """COCO annotations of a scene, without image and annotation ids."""
     shape = scene.image.shape[:2]
-    found = [
+    annotations = [
         _annotation(polygons_of(mask), shape, label, False)
         for mask, label in zip(scene.masks, scene.labels)
     ]
     if scene.crowd is not None:
         rle = _uncompressed_rle(scene.crowd)
-        found.append(_annotation(rle, shape, scene.crowd_label, True))
-    return found
+        annotations.append(_annotation(rle, shape, scene.crowd_label, True))
+    return annotations
 
 
-def _semantic(scene):
-    """ADE20K label map: 0 other (flocks), 1.. the classes, (H, W) uint8."""
+def _label_map(scene: Scene) -> np.ndarray:
+    """ADE20K label map: 0 other (crowds), 1.. the classes, (H, W) uint8."""
     label_map = scene.ground + 1
     if scene.crowd is not None:
         label_map[scene.crowd] = 0
@@ -117,34 +123,36 @@ def _semantic(scene):
     return label_map.astype(np.uint8)
 
 
-def _shape_of(index):
-    return SHAPES_ON_DISK[index % len(SHAPES_ON_DISK)]
+def _shape_of(index: int) -> tuple[int, int]:
+    return IMAGE_SHAPES[index % len(IMAGE_SHAPES)]
 
 
-def _save_jpeg(image, path):
+def _save_jpeg(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path, format='JPEG', quality=92)
 
 
-def _scenes(seed, split, count, text):
-    """Numbers from 1 and scenes of a part, drawn with a progress bar."""
-    def draw(index):
+def _scenes(seed: int, split: str, count: int,
+            folder: str) -> Iterator[tuple[int, Scene]]:
+    """Scenes of a split, numbered from 1."""
+    def draw(index: int) -> Scene:
         rng = np.random.default_rng([seed, split == 'val', index])
         return draw_scene(rng, _shape_of(index), index % CROWD_EVERY == 0)
 
-    return enumerate(_progress(draw, count, text), 1)
+    return enumerate(_with_progress(draw, count, folder), 1)
 
 
-def _progress(function, count, text):
-    print(f'Drawing {count} pictures for {text}', flush=True)
+def _with_progress(function: Callable[[int], T], count: int, folder: str) -> list[T]:
+    print(f'Generating {count} images for {folder}', flush=True)
     return track_progress(function, list(range(count)))
 
 
-def _write_coco(root, seed, counts):
+def _write_coco(root: Path, seed: int, counts: dict[str, int]) -> None:
     (root / 'annotations').mkdir()
     for split, count in counts.items():
         folder = root / f'{split}2017'
         folder.mkdir()
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number, scene in _scenes(seed, split, count, folder.name):
             name = f'{number:012d}.jpg'
             _save_jpeg(scene.image, folder / name)
@@ -153,8 +161,7 @@ def _write_coco(root, seed, counts):
                 dict(id=number, file_name=name, height=height, width=width))
             for annotation in _annotations(scene):
                 annotations.append(
-                    dict(id=len(annotations) + 1, image_id=number,
-                         **annotation))
+                    dict(id=len(annotations) + 1, image_id=number, **annotation))
         content = dict(
             info=dict(description='mm_efficient miniature COCO'),
             licenses=[],
@@ -168,7 +175,7 @@ def _write_coco(root, seed, counts):
         path.write_text(json.dumps(content))
 
 
-def _write_ade(root, seed, counts):
+def _write_ade(root: Path, seed: int, counts: dict[str, int]) -> None:
     for split, count in counts.items():
         long_name = dict(train='training', val='validation')[split]
         for kind in ('images', 'annotations'):
@@ -176,67 +183,66 @@ def _write_ade(root, seed, counts):
         for number, scene in _scenes(seed, split, count, long_name):
             name = f'ADE_{split}_{number:08d}'
             _save_jpeg(scene.image, root / 'images' / long_name / f'{name}.jpg')
-            Image.fromarray(_semantic(scene)).save(
+            Image.fromarray(_label_map(scene)).save(
                 root / 'annotations' / long_name / f'{name}.png')
 
 
-def _write_imagenet(root, seed, counts):
+def _write_imagenet(root: Path, seed: int, counts: dict[str, int]) -> None:
     for split, count in counts.items():
         for name in SHAPES:
             (root / split / name).mkdir(parents=True)
 
-        def draw(index, split=split):
+        def draw(index: int, split: str = split) -> np.ndarray:
             rng = np.random.default_rng([seed, split == 'val', 1, index])
             return draw_single(rng, _shape_of(index // len(SHAPES)),
                                index % len(SHAPES))
 
-        for index, image in enumerate(_progress(draw, count, split)):
+        for index, image in enumerate(_with_progress(draw, count, split)):
             name = SHAPES[index % len(SHAPES)]
-            path = root / split / name / f'{name}_{index:05d}.JPEG'
-            _save_jpeg(image, path)
+            _save_jpeg(image, root / split / name / f'{name}_{index:05d}.JPEG')
 
 
 _WRITERS = dict(coco=_write_coco, ade=_write_ade, imagenet=_write_imagenet)
 
 
-def _is_complete(target, wanted):
-    """Whether a folder holds what is wanted; refuse folders not ours."""
+def _is_complete(target: Path, wanted: dict[str, int]) -> bool:
+    """Whether a folder holds the data set; refuse folders that are not ours."""
     if not target.exists():
         return False
     try:
         return json.loads((target / MARKER).read_text()) == wanted
     except (OSError, ValueError):
         raise FileExistsError(
-            f'{target} exists but was not written by the generator of the '
-            f'miniature data (it has no readable {MARKER}). Move it away, or '
-            'choose another folder.') from None
+            f'{target} exists but is not a generated data set (it has no readable '
+            f'{MARKER}). Move it away or choose another folder.') from None
 
 
-def prepare(name, root=MINI_ROOT, num_train=200, num_val=50, seed=0):
-    """Write a miniature data set unless it is there already.
+def generate_dataset(name: str, root: str | Path = MINI_ROOT, num_train: int = 200,
+                     num_val: int = 50, seed: int = 0) -> Path:
+    """Generate a miniature data set unless it exists.
 
-    It is drawn in a temporary folder beside its place and moved there when
-    complete, so what is found there can be trusted.
+    It is written to a temporary folder and moved to its place when complete, so a data
+    set that exists is whole.
 
     Args:
         name (str): ``'coco'``, ``'ade'`` or ``'imagenet'``.
         root (str | Path): Parent folder. Defaults to ``'data/mini'``.
-        num_train (int): Number of training pictures. Defaults to 200.
-        num_val (int): Number of validation pictures. Defaults to 50.
-        seed (int): What everything follows from. Defaults to 0.
+        num_train (int): Number of training images. Defaults to 200.
+        num_val (int): Number of validation images. Defaults to 50.
+        seed (int): Determines all images. Defaults to 0.
 
     Returns:
         Path: Folder of the data set.
 
     Raises:
-        ValueError: If ``name`` is unknown or a part would be empty.
-        FileExistsError: If the place is taken by something else.
+        ValueError: If ``name`` is unknown or a split would be empty.
+        FileExistsError: If the folder exists but was not generated.
     """
     if name not in _WRITERS:
         raise ValueError(f'Unknown miniature data set {name!r}, expected one '
                          f'of {sorted(_WRITERS)}')
     if min(num_train, num_val) < 1:
-        raise ValueError('Each part needs at least one picture, got '
+        raise ValueError('Each split needs at least one image, got '
                          f'num_train={num_train} and num_val={num_val}')
     counts = dict(train=num_train, val=num_val)
     wanted = dict(version=VERSION, seed=seed, **counts)
@@ -250,21 +256,21 @@ def prepare(name, root=MINI_ROOT, num_train=200, num_val=50, seed=0):
         draft.chmod(0o755)  # mkdtemp makes it private
         _WRITERS[name](draft, seed, counts)
         (draft / MARKER).write_text(json.dumps(wanted))
-        if not _is_complete(target, wanted):  # another process may be done
+        if not _is_complete(target, wanted):  # another process may have finished
             _move_into_place(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def _move_into_place(draft, target):
-    """Swap a finished folder in; an older one goes only after that."""
+def _move_into_place(draft: Path, target: Path) -> None:
+    """Swap a finished folder in, and only then remove an older one."""
     outdated = draft.with_name(draft.name + '-outdated')
     if target.exists():
         os.replace(target, outdated)
     try:
         os.replace(draft, target)
-    except OSError:  # another process came first
+    except OSError:  # another process was faster
         if not (target / MARKER).exists():
             raise
     shutil.rmtree(outdated, ignore_errors=True)

@@ -1,22 +1,31 @@
-"""What configs name: hooks, schedules, optimizer wrappers, averages, samplers."""
+"""Everything configs can name: hooks, schedules, samplers, optimizer wrappers, EMA."""
+from .accumulation import AccumulationRestartHook
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .distributed import CPUDistributedDataParallel
-from .ema import WarmUpEMA
+from .ema import WarmupEMA
 from .hash_fitting import HashFittingHook
-from .hooks import AccumulationRestartHook, SeedIterationHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
-from .precise_bn import ReestimateBNHook
+from .metrics import DumpSegResults
+from .mini_report import MiniReportHook
+from .precise_bn import PreciseBNEvalHook
+from .prediction_images import SavePredictionImagesHook
 from .progress import DropPathProgressHook, MESAHook
-from .report import MiniReportHook, PictureHook
 from .resolution import BatchResizedCrop, BatchResolution, ResolutionBatchSampler
-from .schedulers import WarmUpCosineLR
-from .seeding import SampleIndex, SeededSampler, SeedSample, seed_everything
+from .schedulers import WarmupCosineLR
+from .seeding import (
+    SampleIndex,
+    SeededSampler,
+    SeedIterationHook,
+    SeedSample,
+    seed_everything,
+)
 
 __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
     'BatchResizedCrop', 'BatchResolution', 'CPUDistributedDataParallel',
-    'DropPathProgressHook', 'HashFittingHook', 'LayerDecayOptimWrapperConstructor',
-    'MESAHook', 'MiniReportHook', 'PictureHook', 'ReestimateBNHook',
-    'ResolutionBatchSampler', 'SampleIndex', 'SeedIterationHook', 'SeedSample',
-    'SeededSampler', 'WarmUpCosineLR', 'WarmUpEMA', 'seed_everything'
+    'DropPathProgressHook', 'DumpSegResults', 'HashFittingHook',
+    'LayerDecayOptimWrapperConstructor', 'MESAHook', 'MiniReportHook',
+    'PreciseBNEvalHook', 'ResolutionBatchSampler', 'SampleIndex',
+    'SavePredictionImagesHook', 'SeedIterationHook', 'SeedSample', 'SeededSampler',
+    'WarmupCosineLR', 'WarmupEMA', 'seed_everything'
 ]

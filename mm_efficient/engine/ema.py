@@ -1,68 +1,77 @@
-"""Averages of the weights over the training."""
+"""Exponential moving average (EMA) of the weights."""
 import math
 
+import torch
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 NORM_STATISTICS = ('running_mean', 'running_var')
 
 
 @MODELS.register_module()
-class WarmUpEMA(ExponentialMovingAverage):
-    """Exponential moving average whose decay grows to its value.
+class WarmupEMA(ExponentialMovingAverage):
+    """EMA whose decay warms up, as in EfficientViT's and LowFormer's trainers.
 
-    After ``s`` updates the decay is ``(1 - momentum) * (1 - exp(-s / warm_up))``, as
-    in EfficientViT's trainer (https://arxiv.org/abs/2205.14756), so that the average
-    soon forgets the initial weights. To be used by an ``EMAHook``::
+    Update number ``n``, counted from 1, has the decay
+    ``decay(n) = (1 - momentum) * (1 - exp(-n / warmup))``, so the average soon forgets
+    the initial weights. The first update copies the weights, as in all of MMEngine's
+    averages; the published one would keep ``decay(1)``, 0.05 %. Source:
+    ``apps/utils/ema.py`` of https://github.com/mit-han-lab/efficientvit. Use it in an
+    ``EMAHook``::
 
         custom_hooks = [
-            dict(type='EMAHook', ema_type='WarmUpEMA', momentum=2e-4, warm_up=2000)
+            dict(type='EMAHook', ema_type='WarmupEMA', momentum=2e-4, warmup=2000)
         ]
 
-    Parameters and the statistics of batch norms are averaged. Other buffers, such as
-    counters or the hash functions of EcoFormer, have no meaningful average and are
+    MMDetection's ``ExpMomentumEMA`` has the same decay,
+    ``1 - (momentum + (1 - momentum) * exp(-(1 + steps) / gamma))`` with
+    ``steps = n - 1``. It is not used here because a classifier would need MMDetection
+    for it, it waits for the GPU once per tensor, and it treats all buffers alike. Here
+    batch-norm statistics are averaged like parameters, and other buffers, such as
+    counters or EcoFormer's hash functions, which have no meaningful average, are
     copied.
 
     Args:
         model (nn.Module): The model to average.
-        momentum (float): One minus the decay that is reached. Defaults to 2e-4.
-        warm_up (float): Updates in which the decay reaches 63 % of it.
+        momentum (float): One minus the final decay. Defaults to 2e-4.
+        warmup (float): Updates until the decay reaches 63 % of its final value.
             Defaults to 2000.
-        interval (int): Updates happen every so many iterations. Defaults to 1.
+        interval (int): Iterations between updates. Defaults to 1.
         device (torch.device, optional): Where to keep the average. Defaults to None,
             the device of the model.
 
     Raises:
-        ValueError: If ``warm_up`` is not positive.
+        ValueError: If ``warmup`` is not positive.
     """
 
-    def __init__(self, model, momentum=2e-4, warm_up=2000, interval=1, device=None):
+    def __init__(self, model: nn.Module, momentum: float = 2e-4, warmup: float = 2000,
+                 interval: int = 1, device: torch.device | None = None) -> None:
         super().__init__(model, momentum, interval, device, update_buffers=True)
-        if warm_up <= 0:
-            raise ValueError(f'warm_up must be positive, got {warm_up}')
-        self.warm_up = warm_up
-        parameters = {p.data_ptr() for p in self.module.parameters()}
-        state = self.avg_parameters
-        self.avg_parameters = {
-            key: tensor for key, tensor in state.items()
-            if tensor.data_ptr() in parameters or key.endswith(NORM_STATISTICS)
-        }
-        self.copied = {key: tensor for key, tensor in state.items()
-                       if key not in self.avg_parameters}
+        if warmup <= 0:
+            raise ValueError(f'warmup must be positive, got {warmup}')
+        self.warmup = warmup
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        state = self.module.state_dict()
+        averaged = {key for key in state
+                    if key in parameters or key.endswith(NORM_STATISTICS)}
+        self.avg_parameters = {k: v for k, v in state.items() if k in averaged}
+        self.copied = {k: v for k, v in state.items() if k not in averaged}
 
-    def decay(self, steps):
-        """Share of the average that update number ``steps`` keeps."""
-        return (1 - self.momentum) * (1 - math.exp(-steps / self.warm_up))
+    def decay(self, update: int) -> float:
+        """Weight of the previous average in an update, counted from 1."""
+        return (1 - self.momentum) * (1 - math.exp(-update / self.warmup))
 
-    def update_parameters(self, model):
-        """Take the weights of ``model`` into the average."""
-        # once for all tensors: reading the counter waits for the device
-        self.current_momentum = 1 - self.decay(self.steps.item())
+    def update_parameters(self, model: nn.Module) -> None:
+        """Update the average with the weights of ``model``."""
+        # once for all tensors, because reading the counter waits for the GPU
+        self.current_momentum = 1 - self.decay(self.steps.item() + 1)
         super().update_parameters(model)
         source = model.state_dict()
         for key, tensor in self.copied.items():
             tensor.copy_(source[key])
 
-    def avg_func(self, averaged_param, source_param, steps):
+    def avg_func(self, averaged_param: Tensor, source_param: Tensor,
+                 steps: int) -> None:
         """Update one tensor in place."""
         averaged_param.lerp_(source_param, self.current_momentum)

@@ -1,18 +1,20 @@
-"""Layer-wise learning-rate decay for the three tasks."""
+"""Layer-wise learning-rate decay for all three tasks."""
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+from torch import nn
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
     """Smaller learning rates for earlier layers of the backbone.
 
-    MMPretrain's constructor, which asks the model for the depth of a parameter and
-    so takes classifiers only, asking ``model.backbone.get_layer_depth`` instead.
-    What is not in the backbone (neck, heads) has the full learning rate.
-    In a config of any task::
+    MMPretrain's constructor supports classifiers only, because it asks the model for
+    the depth of a parameter. This one asks ``model.backbone.get_layer_depth`` and works
+    for any task. Neck and heads use the full learning rate::
 
         optim_wrapper = dict(
             constructor='LayerDecayOptimWrapperConstructor',
@@ -23,11 +25,14 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
     with ``decay_mult``.
     """
 
-    def add_params(self, params, module, prefix='', get_layer_depth=None, **kwargs):
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module,
+                   prefix: str = '',
+                   get_layer_depth: Callable[..., tuple[int, int]] | None = None,
+                   **kwargs: Any) -> None:
         """Append the parameters of ``module``, one group each, to ``params``.
 
         Raises:
-            ValueError: If the model's backbone cannot tell the depth of a parameter.
+            ValueError: If the backbone has no ``get_layer_depth``.
         """
         if get_layer_depth is None:
             backbone = getattr(module, 'backbone', None)

@@ -1,6 +1,8 @@
-"""Batch-norm statistics of the weights that are evaluated."""
+"""Batch-norm statistics that match the weights being evaluated."""
 import copy
 from functools import partial
+from itertools import islice
+from typing import Any
 
 from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank, get_world_size
@@ -8,87 +10,94 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from .progress import averaged_model, unwrapped_model
-from .resolution import ResolutionBatchSampler
-from .seeding import SeededSampler
+from .seeding import SampleIndex, SeededSampler
 
-_KEPT = 'averaged_norm_statistics'  # in checkpoints
+_KEPT = 'averaged_norm_statistics'  # key in checkpoints
+Statistics = dict[str, Tensor]
 
 
 @HOOKS.register_module()
-class ReestimateBNHook(Hook):
-    """Re-estimate batch-norm statistics before every evaluation.
+class PreciseBNEvalHook(Hook):
+    """Re-estimate batch-norm statistics for every evaluation, not for training.
 
-    Running statistics lag behind the weights, fit averaged weights badly, and mix
-    the resolutions of a training at several. MMPretrain's ``PreciseBNHook`` changes
-    the model in training; this hook computes with the same function what is to be
-    evaluated, the averaged weights if an ``EMAHook`` keeps them, and puts everything
-    back afterwards, so that the training does not depend on it. Checkpoints have the
-    re-estimated statistics with the weights to evaluate, and the others to resume.
+    Running statistics lag behind the weights, do not fit averaged weights, and mix the
+    resolutions of multi-resolution training. MMPretrain's ``PreciseBNHook`` overwrites
+    those of the model in training. This hook uses the same function on the weights to
+    evaluate, which are the averaged ones if there is an ``EMAHook``, and restores the
+    statistics afterwards, so it does not affect training. Checkpoints hold the
+    re-estimated statistics together with the weights to evaluate, and the others for
+    resuming.
 
-    Stochastic depth and dropout are off, augmentations of the pipeline on, and the
-    images always the same ones, chosen by the seed.
+    Stochastic depth and dropout are off, training augmentation is on, and the seed
+    determines the images, which are the same every time.
 
     Args:
-        num_samples (int): Training images to use, at most. Defaults to 16000.
+        num_samples (int): Maximum number of training images. Defaults to 16000.
         batch_size (int): Images per batch and process. Defaults to 100.
-        resolution (int, optional): Side in pixels for pipelines with
+        resolution (int, optional): Image side in pixels, for pipelines with
             :class:`~mm_efficient.engine.BatchResolution`. Defaults to None.
-        interval (int): Epochs between two estimates; after the last epoch there is
-            always one, and before an evaluation too. Defaults to 1.
-        test (bool): Whether to do it before a test too, for which the training data
-            has to be there. Weights that were saved with the statistics of this
-            resolution do not need it. Defaults to False.
+        interval (int): Epochs between estimates. There is always one after the last
+            epoch and before an evaluation. Defaults to 1.
+        test (bool): Whether to re-estimate before a test too, which needs the training
+            data. Weights saved with statistics of this resolution do not need it.
+            Defaults to False.
     """
 
     priority = 'BELOW_NORMAL'  # after EMAHook, before CheckpointHook
 
-    def __init__(self, num_samples=16000, batch_size=100, resolution=None, interval=1,
-                 test=False):
+    def __init__(self, num_samples: int = 16000, batch_size: int = 100,
+                 resolution: int | None = None, interval: int = 1,
+                 test: bool = False) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.resolution = resolution
         self.interval = interval
         self.test = test
-        self.loader = None
-        self.statistics = None  # of the current weights
+        self.loader: DataLoader | None = None
+        self.statistics: Statistics | None = None  # None: the weights have changed
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        """Forget statistics of weights that have changed."""
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        """Discard statistics of weights that have changed."""
         self.statistics = None
 
-    def after_train_epoch(self, runner):
+    def after_train_epoch(self, runner: Runner) -> None:
         """Estimate for the checkpoint and the evaluation that may follow."""
         if self.every_n_epochs(runner, self.interval) or \
                 self.is_last_train_epoch(runner):
             self._estimate(runner, averaged_model(runner) or unwrapped_model(runner),
                            runner.train_dataloader)
 
-    def before_val_epoch(self, runner):
-        """Evaluate with re-estimated statistics."""
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Install re-estimated statistics; ``EMAHook`` has swapped the models."""
         model = unwrapped_model(runner)
         self.kept = _statistics(model)
-        if self.statistics is None:
-            self._estimate(runner, model, runner.train_dataloader)
-        _install(model, self.statistics)
+        statistics = self.statistics
+        if statistics is None:
+            statistics = self._estimate(runner, model, runner.train_dataloader)
+        _install(model, statistics)
 
-    def after_val_epoch(self, runner, metrics=None):
-        """Put back what was there before; ``EMAHook`` has swapped the models."""
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict[str, float] | None = None) -> None:
+        """Restore the statistics; ``EMAHook`` has swapped the models back."""
         _install(averaged_model(runner) or unwrapped_model(runner), self.kept)
 
-    def before_test_epoch(self, runner):
-        """Test with re-estimated statistics, if asked to."""
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Install re-estimated statistics if ``test`` is set."""
         if self.test:
             model = unwrapped_model(runner)
-            self._estimate(runner, model, Runner.build_dataloader(
-                runner.cfg.train_dataloader, seed=runner.seed))
-            _install(model, self.statistics)
+            loader = Runner.build_dataloader(
+                runner.cfg.train_dataloader, seed=runner.seed)
+            _install(model, self._estimate(runner, model, loader))
 
-    def before_save_checkpoint(self, runner, checkpoint):
-        """Save the statistics with the weights they belong to."""
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict[str, Any]) -> None:
+        """Save the re-estimated statistics in place of the others, kept beside them."""
         if self.statistics is None:
             return
         state = checkpoint['state_dict']
@@ -96,7 +105,8 @@ class ReestimateBNHook(Hook):
         state.update((key, value.to(state[key].device))
                      for key, value in self.statistics.items())
 
-    def after_load_checkpoint(self, runner, checkpoint):
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: dict[str, Any]) -> None:
         """Resume with the statistics of the training."""
         kept = checkpoint.pop(_KEPT, None)
         if kept is None or not runner._resume:
@@ -107,8 +117,9 @@ class ReestimateBNHook(Hook):
         else:
             _install(averaged, kept)
 
-    def _estimate(self, runner, model, loader):
-        """Set ``statistics`` to those of ``model``, which stays as it is."""
+    def _estimate(self, runner: Runner, model: nn.Module,
+                  loader: DataLoader) -> Statistics:
+        """Set ``statistics`` to those of ``model``, which stays unchanged."""
         if self.loader is None:
             self.loader = self._make_loader(loader, runner.seed)
         model = copy.deepcopy(model).eval()
@@ -118,21 +129,19 @@ class ReestimateBNHook(Hook):
         runner.logger.info('Re-estimating batch-norm statistics')
         update_bn_stats(model, self.loader, self.num_samples, runner.logger)
         self.statistics = _statistics(model)
+        return self.statistics
 
-    def _make_loader(self, loader, seed):
-        """Loader of a fixed choice of training images, like ``loader``."""
+    def _make_loader(self, loader: DataLoader, seed: int) -> DataLoader:
+        """Loader like ``loader``, but of a fixed set of training images."""
         sampler = SeededSampler(
             loader.dataset, dict(type='DefaultSampler', shuffle=True), seed)
-        batch_size = max(1, min(
-            self.batch_size, self.num_samples // get_world_size(), len(sampler)))
-        if self.resolution is None:
-            batches = BatchSampler(sampler, batch_size, drop_last=True)
-        else:
-            batches = ResolutionBatchSampler(
-                sampler, batch_size, [self.resolution], drop_last=True)
-        return _Loader(
+        count = min(len(sampler), max(1, self.num_samples // get_world_size()))
+        return DataLoader(
             loader.dataset,
-            batch_sampler=batches,
+            batch_size=min(self.batch_size, count),
+            sampler=[SampleIndex(index, index.entropy, self.resolution)
+                     for index in islice(sampler, count)],
+            drop_last=True,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -141,23 +150,8 @@ class ReestimateBNHook(Hook):
                 seed=seed))
 
 
-class _Loader(DataLoader):
-    """Tells the size of its batches, which PyTorch's does only without a
-    ``batch_sampler``, to MMPretrain's function.
-    """
-
-    @property
-    def batch_size(self):
-        """Samples per batch."""
-        return self.batch_sampler.batch_size
-
-    @batch_size.setter
-    def batch_size(self, value):
-        pass
-
-
-def _statistics(model):
-    """Copies of the statistics of all batch norms, by key of the state dict."""
+def _statistics(model: nn.Module) -> Statistics:
+    """Copy the statistics of all batch norms, by state-dict key."""
     return {
         f'{name}.{key}': getattr(module, key).clone()
         for name, module in model.named_modules() if isinstance(module, _BatchNorm)
@@ -165,7 +159,7 @@ def _statistics(model):
     }
 
 
-def _install(model, statistics):
+def _install(model: nn.Module, statistics: Statistics) -> None:
     """Write statistics into the batch norms of a model."""
     buffers = dict(model.named_buffers())
     for key, value in statistics.items():

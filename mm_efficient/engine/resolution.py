@@ -1,4 +1,7 @@
-"""Training at several resolutions, one per iteration."""
+"""Multi-resolution training, one resolution per iteration."""
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 from mmengine.dist import sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, TRANSFORMS
@@ -7,19 +10,19 @@ from torch.utils.data import BatchSampler
 
 from .seeding import SampleIndex
 
-# Keeps the random numbers of resolutions apart from those of the samples.
+# Separates the random numbers of resolutions from those of the samples.
 _RESOLUTION_STREAM = 0x73697A65
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 @DATA_SAMPLERS.register_module()
 class ResolutionBatchSampler(BatchSampler):
-    """Draw a resolution for every batch.
+    """Choose a random resolution for every batch.
 
-    It follows from the seed, the epoch and the number of the batch, so it is the same
-    in all processes, and in a resumed training. The samples of a batch are told by
-    their index (:class:`~mm_efficient.datasets.SampleIndex`);
-    :class:`BatchResolution`, the first transform of the pipeline, reads it::
+    It is derived from (seed, epoch, number of the batch), so it is the same in all
+    processes and in a resumed run. The index of a sample carries it
+    (:class:`~mm_efficient.engine.SampleIndex`) to :class:`BatchResolution`, the first
+    transform of the pipeline::
 
         train_dataloader = dict(
             sampler=dict(type='DefaultSampler', shuffle=True),
@@ -30,17 +33,18 @@ class ResolutionBatchSampler(BatchSampler):
                 dict(type='BatchResizedCrop', scale=224), ...]))
 
     Args:
-        sampler (Sampler): Chooses the indices; MMEngine passes it.
-        batch_size (int): Samples per batch; MMEngine passes it.
-        resolutions (Sequence[int]): Sides in pixels to draw from, all equally likely.
-        drop_last (bool): Leave an incomplete batch at the end out.
+        sampler (Sampler): Chooses the indices; passed by MMEngine.
+        batch_size (int): Samples per batch; passed by MMEngine.
+        resolutions (Sequence[int]): Image sides in pixels, all equally likely.
+        drop_last (bool): Whether to drop an incomplete last batch.
             Defaults to False.
 
     Raises:
         ValueError: If there is no resolution, or one is not positive.
     """
 
-    def __init__(self, sampler, batch_size, resolutions, drop_last=False):
+    def __init__(self, sampler: Any, batch_size: int, resolutions: Sequence[int],
+                 drop_last: bool = False) -> None:
         super().__init__(sampler, batch_size, drop_last)
         if not resolutions or min(resolutions) < 1:
             raise ValueError('resolutions must be sides in pixels, at least one, got '
@@ -49,21 +53,21 @@ class ResolutionBatchSampler(BatchSampler):
         seed = getattr(sampler, 'seed', None)
         self.seed = sync_random_seed() if seed is None else seed
 
-    def draw(self, epoch, number):
-        """Resolution of a batch.
+    def draw(self, epoch: int, number: int) -> int:
+        """The resolution of a batch.
 
         Args:
             epoch (int): The epoch, from 0.
             number (int): The batch in the epoch, from 0.
 
         Returns:
-            int: Side in pixels.
+            int: Image side in pixels.
         """
         generator = np.random.default_rng(
             (_RESOLUTION_STREAM, self.seed, epoch, number))
         return int(generator.choice(self.resolutions))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         epoch = getattr(self.sampler, 'epoch', 0)
         first = getattr(self.sampler, 'skipped', 0) // self.batch_size
         for number, batch in enumerate(super().__iter__(), first):
@@ -74,20 +78,20 @@ class ResolutionBatchSampler(BatchSampler):
 
 @TRANSFORMS.register_module()
 class BatchResolution:
-    """Find out the resolution of the sample's batch, before anything is loaded.
+    """Look up the resolution of the sample's batch, before anything is loaded.
 
-    A data set replaces a picture that cannot be read by one at random, which comes
-    without a resolution: it gets that of the sample before, which is of the same
-    batch, since one process loads a batch in order.
+    Data sets replace an unreadable image by a random one, which comes without a
+    resolution. It gets the one of the previous sample, which belongs to the same batch
+    because a worker loads a batch in order.
 
     Required keys: ``sample_idx``. Added keys: ``batch_resolution``, unless the batch
-    was not made by :class:`ResolutionBatchSampler`.
+    does not come from :class:`ResolutionBatchSampler`.
     """
 
     def __init__(self) -> None:
-        self.current = None
+        self.current: int | None = None
 
-    def __call__(self, results):
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         index = results.get('sample_idx')
         resolution = results.get(
             'batch_resolution', getattr(index, 'resolution', None))
@@ -96,32 +100,34 @@ class BatchResolution:
             results['batch_resolution'] = self.current
         return results
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'{type(self).__name__}()'
 
 
 @TRANSFORMS.register_module()
 class BatchResizedCrop(RandomResizedCrop):
-    """MMPretrain's ``RandomResizedCrop`` to the resolution of the batch, by Pillow.
+    """MMPretrain's ``RandomResizedCrop`` to the resolution of the batch, with Pillow.
 
     Args:
-        scale (int): Side in pixels where no resolution was drawn, as when batch norms
-            are re-estimated for the evaluation.
-        crop_ratio_range (tuple[float]): Area of the crop over that of the image.
+        scale (int): Image side in pixels for batches without a resolution, as in
+            evaluation.
+        crop_ratio_range (tuple[float, float]): Crop area relative to the image.
             Defaults to (0.08, 1.0).
-        aspect_ratio_range (tuple[float]): Aspect ratio of the crop.
+        aspect_ratio_range (tuple[float, float]): Aspect ratio of the crop.
             Defaults to (3 / 4, 4 / 3).
-        interpolations (Sequence[str]): Of 'nearest', 'bilinear', 'bicubic', 'box',
-            'hamming' and 'lanczos', those of which one is drawn for every image.
+        interpolations (Sequence[str]): Choices of which each image gets a random one:
+            'nearest', 'bilinear', 'bicubic', 'box', 'hamming' or 'lanczos'.
             Defaults to ('bilinear', 'bicubic').
 
     Raises:
-        ValueError: If Pillow does not have such an interpolation.
+        ValueError: If ``interpolations`` is empty or has one Pillow does not know.
     """
+    scale: tuple[int, int]
 
-    def __init__(self, scale, crop_ratio_range=(0.08, 1.0),
-                 aspect_ratio_range=(3 / 4, 4 / 3),
-                 interpolations=('bilinear', 'bicubic')):
+    def __init__(self, scale: int,
+                 crop_ratio_range: tuple[float, float] = (0.08, 1.0),
+                 aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+                 interpolations: Sequence[str] = ('bilinear', 'bicubic')) -> None:
         super().__init__(
             scale, crop_ratio_range=crop_ratio_range,
             aspect_ratio_range=aspect_ratio_range, backend='pillow')
@@ -132,7 +138,7 @@ class BatchResizedCrop(RandomResizedCrop):
         self.default_scale = self.scale
         self.interpolations = list(interpolations)
 
-    def transform(self, results):
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Crop and resize ``img``."""
         side = results.get('batch_resolution')
         self.scale = self.default_scale if side is None else (side, side)

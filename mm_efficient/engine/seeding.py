@@ -1,25 +1,31 @@
-"""Training samples whose randomness depends on their position only.
+"""Randomness derived from (seed, position), so that resuming does not change a run.
 
-MMEngine restores weights, optimizer and sampler when a training is resumed, but
-not the random state of the data workers, so augmentations differ from those of
-an uninterrupted run. Here the random augmentations of a sample follow from
-(seed, rank, epoch, position in the epoch), whatever the number of workers.
+MMEngine restores weights, optimizer and sampler when it resumes a run, but not the
+random state of the main process and of the data workers. Here the random augmentation
+of a sample is derived from (seed, rank, epoch, position in the epoch), whatever the
+number of workers, and the randomness of the model from (seed, rank, iteration).
 """
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import DATA_SAMPLERS, TRANSFORMS
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
+from mmengine.runner import Runner
 from torch.utils.data import Sampler
 
+# Separates the random numbers of the model from those of the samples.
+_MODEL_STREAM = 0x6D6F64656C
 
-def seed_everything(*entropy) -> None:
+
+def seed_everything(*entropy: int) -> None:
     """Seed Python, NumPy and PyTorch (every device) from integers.
 
     Args:
-        *entropy (int): Non-negative integers; other integers give an
-            independent state.
+        *entropy (int): Non-negative integers. Different ones give independent states.
     """
     state = np.random.SeedSequence(entropy).generate_state(4)
     random.seed(int(state[0]))
@@ -27,44 +33,64 @@ def seed_everything(*entropy) -> None:
     torch.manual_seed(int(state[2]) << 32 | int(state[3]))
 
 
+@HOOKS.register_module()
+class SeedIterationHook(Hook):
+    """Derive the randomness of each training iteration from its number.
+
+    A resumed run then has the same stochastic depth, dropout, sampled proposals and
+    mixup as an uninterrupted one.
+    """
+
+    priority = 'VERY_HIGH'  # before any hook that might use random numbers
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch: Any = None) -> None:
+        """Seed Python, NumPy and PyTorch for the coming iteration."""
+        seed_everything(_MODEL_STREAM, runner.seed, get_rank(), runner.iter)
+
+
 class SampleIndex(int):
-    """Index of a sample that carries what its randomness follows from.
+    """Index of a sample with the integers its randomness is derived from.
 
     Args:
         index (int): Index in the data set.
-        entropy (tuple[int], optional): Seed, rank, epoch and position. Defaults to
-            None, the random state is left as it is.
-        resolution (int, optional): Side in pixels of the images of the batch, see
+        entropy (tuple[int, ...], optional): Seed, rank, epoch and position. Defaults to
+            None, which leaves the random state alone.
+        resolution (int, optional): Image side of the batch in pixels, see
             :class:`~mm_efficient.engine.ResolutionBatchSampler`.
             Defaults to None.
     """
+    entropy: tuple[int, ...] | None
+    resolution: int | None
 
-    def __new__(cls, index, entropy=None, resolution=None):
+    def __new__(cls, index: int, entropy: tuple[int, ...] | None = None,
+                resolution: int | None = None) -> 'SampleIndex':
         self = super().__new__(cls, index)
         self.entropy = entropy
         self.resolution = resolution
         return self
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return SampleIndex, (int(self), self.entropy, self.resolution)
 
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Give every index of another sampler its own random seed.
+    """Give every index of another sampler a random seed of its own.
 
-    To be used with :class:`SeedSample` as first transform of the pipeline.
-    Data set wrappers that compute a new index (``RepeatDataset``,
-    ``ConcatDataset``) lose the seed; the sample is then as random as before.
+    Needs :class:`SeedSample` as first transform of the pipeline. Data set wrappers that
+    compute a new index (``RepeatDataset``, ``ConcatDataset``) lose the seed; their
+    samples are as random as without this sampler.
 
     Args:
         dataset (Sized): The data set.
         sampler (dict): Config of the sampler that chooses the indices.
-        seed (int, optional): Seed of the run; MMEngine passes it. Defaults to
+        seed (int, optional): Seed of the run; passed by MMEngine. Defaults to
             None, a seed shared by all processes.
     """
 
-    def __init__(self, dataset, sampler, seed=None):
+    def __init__(self, dataset: Any, sampler: dict[str, Any],
+                 seed: int | None = None) -> None:
         self.dataset = dataset
         self.sampler = DATA_SAMPLERS.build(
             sampler, default_args=dict(dataset=dataset, seed=seed))
@@ -72,30 +98,30 @@ class SeededSampler(Sampler):
         self.skipped = 0
 
     @property
-    def epoch(self):
-        """The epoch, 0 of samplers without."""
+    def epoch(self) -> int:
+        """The epoch, 0 for samplers without one."""
         return getattr(self.sampler, 'epoch', 0)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[SampleIndex]:
         for position, index in enumerate(self.sampler, self.skipped):
             yield SampleIndex(index, (self.seed, get_rank(), self.epoch, position))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.sampler)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         self.sampler.set_epoch(epoch)
 
-    def __getattr__(self, name):
-        # Engines that can resume without loading the data that was already
-        # trained on look for ``skip``: it is there if the inner sampler's is.
+    def __getattr__(self, name: str) -> Any:
+        # Runners that can resume without loading the data already trained on look for
+        # ``skip``. It exists if the inner sampler has it.
         if name == 'skip' and hasattr(self.__dict__.get('sampler'), 'skip'):
             return self._skip
         raise AttributeError(
             f'{type(self).__name__!r} object has no attribute {name!r}')
 
-    def _skip(self, num_samples):
+    def _skip(self, num_samples: int) -> None:
         self.sampler.skip(num_samples)
         self.skipped = num_samples
 
@@ -104,12 +130,11 @@ class SeededSampler(Sampler):
 class SeedSample:
     """Seed the random augmentations that follow in the pipeline.
 
-    Required keys: ``sample_idx``, a :class:`SampleIndex` made by
-    :class:`SeededSampler`. It becomes a plain integer. Added keys:
-    ``batch_resolution``, if one was drawn.
+    Required keys: ``sample_idx``, a :class:`SampleIndex` from :class:`SeededSampler`.
+    It becomes a plain integer. Added keys: ``batch_resolution``, if the batch has one.
     """
 
-    def __call__(self, results):
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         index = results.get('sample_idx')
         if isinstance(index, SampleIndex):
             if index.entropy is not None:
@@ -119,5 +144,5 @@ class SeedSample:
             results['sample_idx'] = int(index)
         return results
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'{type(self).__name__}()'

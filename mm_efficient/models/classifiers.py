@@ -1,4 +1,4 @@
-"""Classifiers that learn from another model beside the labels."""
+"""Classifiers that learn from another model besides the labels."""
 import copy
 
 import torch
@@ -13,7 +13,7 @@ from ..weights.loading import load_weights
 
 
 class _Companion:
-    """Keeps a module out of the parameters, checkpoints and copies of another."""
+    """Keeps a module out of another one's parameters, checkpoints and copies."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -24,26 +24,24 @@ class _Companion:
 
 @MODELS.register_module()
 class DistilledClassifier(ImageClassifier):
-    """Classifier that learns the labels a frozen teacher gives, too.
+    """Classifier that also learns from the labels of a frozen teacher.
 
-    Hard distillation, https://arxiv.org/abs/2012.12877: the teacher sees the images
-    as the student does, mixed and augmented, and its most likely class is the label
-    of a second classifier in the head. The teacher is built and read when the
-    training starts; it is no part of the model: not of its parameters, checkpoints
-    and averages.
+    Hard distillation, https://arxiv.org/abs/2012.12877: the teacher sees the same mixed
+    and augmented images as the student, and its top class is the label of a second
+    classifier in the head. The teacher is built and loaded when training starts. It is
+    not part of the model's parameters, checkpoints or averages.
 
     Args:
-        teacher (dict, optional): Config of any model of MMPretrain whose output in
-            ``mode='tensor'`` are logits, ``TimmClassifier`` for models of timm, and
-            ``checkpoint``, the file or address of its weights. Defaults to None, to
-            learn from the labels alone.
-        backbone (dict): As of ``ImageClassifier``.
-        neck (dict, optional): As of ``ImageClassifier``. Defaults to None.
+        backbone (dict): As in ``ImageClassifier``.
+        teacher (dict, optional): Config of any MMPretrain model that returns logits in
+            ``mode='tensor'`` (``TimmClassifier`` for timm's), plus ``checkpoint``, the
+            file or address of its weights. Defaults to None, no teacher.
+        neck (dict, optional): As in ``ImageClassifier``. Defaults to None.
         head (dict, optional): A :class:`~mm_efficient.models.DistilledClsHead`.
             Defaults to None.
-        pretrained (str, optional): As of ``ImageClassifier``. Defaults to None.
-        train_cfg (dict, optional): As of ``ImageClassifier``. Defaults to None.
-        data_preprocessor (dict, optional): As of ``ImageClassifier``.
+        pretrained (str, optional): As in ``ImageClassifier``. Defaults to None.
+        train_cfg (dict, optional): As in ``ImageClassifier``. Defaults to None.
+        data_preprocessor (dict, optional): As in ``ImageClassifier``.
             Defaults to None.
         init_cfg (dict, optional): Initialisation. Defaults to None.
     """
@@ -63,17 +61,17 @@ class DistilledClassifier(ImageClassifier):
         self._teacher: _Companion | None = None
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """Loss against the labels, and against those of the teacher.
+        """Compute the losses against the labels and against the teacher's labels.
 
         Args:
             inputs (Tensor): Preprocessed images, (B, 3, H, W).
-            data_samples (list[DataSample]): Their labels, or scores.
+            data_samples (list[DataSample]): Their labels or scores.
 
         Returns:
             dict[str, Tensor]: See ``DistilledClsHead.loss``.
 
         Raises:
-            CheckpointError: If the weights of the teacher cannot be loaded.
+            CheckpointError: If the teacher's weights cannot be loaded.
         """
         feats = self.extract_feat(inputs)
         if self.teacher_cfg is None:
@@ -82,7 +80,7 @@ class DistilledClassifier(ImageClassifier):
 
     @torch.no_grad()
     def teacher_labels(self, inputs: Tensor) -> Tensor:
-        """The teacher's most likely classes, (B, 3, H, W) -> (B, )."""
+        """Predict the teacher's top classes, (B, 3, H, W) -> (B, )."""
         if self._teacher is None:
             teacher = build_teacher(self.teacher_cfg or {})
             self._teacher = _Companion(teacher.to(inputs.device))
@@ -96,7 +94,7 @@ def build_teacher(cfg: dict) -> nn.Module:
         cfg (dict): See :class:`DistilledClassifier`.
 
     Returns:
-        nn.Module: In evaluation mode, without gradients.
+        nn.Module: In eval mode, without gradients.
 
     Raises:
         CheckpointError: If the weights are missing or do not fit completely.
@@ -112,26 +110,26 @@ def build_teacher(cfg: dict) -> nn.Module:
 
 @MODELS.register_module()
 class MESAClassifier(ImageClassifier):
-    """Classifier that may learn from its own average as well.
+    """Classifier that can also learn from its own exponential moving average.
 
-    Memory-efficient sharpness-aware training, https://arxiv.org/abs/2205.14083, in
-    the form of EfficientViT's trainer: binary cross entropy against the sigmoid of
-    the logits the average has for the same images. It is switched on by
-    :class:`~mm_efficient.engine.MESAHook`, which sets ``mesa`` to the averaged model
-    and the weight of the loss. Arguments as of ``ImageClassifier``.
+    Memory-efficient sharpness-aware training (MESA), https://arxiv.org/abs/2205.14083,
+    as in EfficientViT's trainer: binary cross entropy against the sigmoid of the
+    averaged model's logits for the same images.
+    :class:`~mm_efficient.engine.MESAHook` switches it on by setting ``mesa`` to the
+    averaged model and the loss weight. Arguments as in ``ImageClassifier``.
     """
 
     mesa: tuple[nn.Module, float] | None = None
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """Loss against the labels, and against the average if it is time.
+        """Compute the loss against the labels, and against the average if active.
 
         Args:
             inputs (Tensor): Preprocessed images, (B, 3, H, W).
-            data_samples (list[DataSample]): Their labels, or scores.
+            data_samples (list[DataSample]): Their labels or scores.
 
         Returns:
-            dict[str, Tensor]: Losses of the head, and ``loss_mesa``.
+            dict[str, Tensor]: Losses of the head, plus ``loss_mesa`` if active.
         """
         if self.mesa is None:
             return super().loss(inputs, data_samples)

@@ -1,4 +1,4 @@
-"""Classification heads of several of the families."""
+"""Classification heads."""
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
@@ -9,21 +9,20 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class DistilledClsHead(ClsHead):
-    """Batch norm, global average and two parallel linear classifiers.
+    """Batch norm, global average pooling and two parallel linear classifiers.
 
-    The second classifier is meant for the labels of a teacher, as in
-    SwiftFormer (https://arxiv.org/abs/2303.15446), see
-    :class:`~mm_efficient.models.DistilledClassifier`. Without a teacher both
-    learn from the true labels with equal weight. Evaluation averages their
-    logits.
+    The second classifier learns from a teacher, as in SwiftFormer
+    (https://arxiv.org/abs/2303.15446); see
+    :class:`~mm_efficient.models.DistilledClassifier`. Without a teacher both learn from
+    the true labels with equal weight. Evaluation averages their logits.
 
     Args:
         num_classes (int): Number of classes.
-        in_channels (int): Channels C of the last map.
-        loss (dict, optional): Loss of either classifier. Defaults to None,
-            cross entropy.
-        init_cfg (dict, optional): Initialisation. Defaults to None, truncated
-            normal linears with standard deviation 0.02.
+        in_channels (int): Channels C of the last feature map.
+        loss (dict, optional): Loss of each classifier. Defaults to None, cross
+            entropy.
+        init_cfg (dict, optional): Initialisation. Defaults to None: truncated normal
+            linear layers with standard deviation 0.02.
     """
 
     def __init__(self,
@@ -40,7 +39,7 @@ class DistilledClsHead(ClsHead):
         self.fc_dist: nn.Linear | None = nn.Linear(in_channels, num_classes)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Normalised and averaged last map, (B, C, H, W) -> (B, C)."""
+        """Normalise and average the last feature map, (B, C, H, W) -> (B, C)."""
         return self.norm(feats[-1]).mean((2, 3))
 
     def forward(self,
@@ -48,13 +47,12 @@ class DistilledClsHead(ClsHead):
         """Compute logits.
 
         Args:
-            feats (tuple[Tensor]): Maps, of which the last, (B, C, H, W), is
-                classified.
+            feats (tuple[Tensor]): Feature maps; the last one, (B, C, H, W), is used.
 
         Returns:
-            Tensor | tuple[Tensor, Tensor]: In evaluation the average of both
-            classifiers' logits, (B, num_classes); in training the logits of
-            the true labels' and of the teacher's classifier.
+            Tensor | tuple[Tensor, Tensor]: In evaluation the average logits,
+            (B, num_classes); in training the logits of both classifiers, the one of
+            the true labels first.
         """
         x = self.pre_logits(feats)
         if self.fc_dist is None:  # see switch_to_deploy
@@ -66,9 +64,9 @@ class DistilledClsHead(ClsHead):
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Make norm and classifiers one linear layer, for inference.
+        """Fold norm and classifiers into one linear layer, for inference.
 
-        The average over positions in between does not mind the order.
+        Averaging over positions in between commutes with the norm.
         """
         if self.fc_dist is None:
             return
@@ -84,15 +82,14 @@ class DistilledClsHead(ClsHead):
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample],
              teacher_labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Half the loss of each classifier.
+        """Compute half the loss of each classifier.
 
         Args:
             feats (tuple[Tensor]): As for :meth:`forward`.
             data_samples (list[DataSample]): Labels, or scores after Mixup and
                 CutMix.
-            teacher_labels (Tensor, optional): Labels of the second classifier,
-                (B, ), for plain cross entropy. Defaults to None, the same loss
-                as that of the first.
+            teacher_labels (Tensor, optional): Labels of the second classifier, (B, ),
+                for plain cross entropy. Defaults to None: the same loss as the first.
 
         Returns:
             dict[str, Tensor]: ``loss_cls`` and ``loss_dist``.

@@ -1,4 +1,4 @@
-"""Losses that MMPretrain does not have."""
+"""Losses that MMPretrain lacks."""
 import torch.nn.functional as F
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class SmoothedBCELoss(nn.Module):
-    """Binary cross entropy with smoothed labels, averaged over images and classes.
+    """Binary cross entropy with label smoothing, averaged over images and classes.
 
-    Labels are smoothed as for softmax cross entropy, to ``1 - e + e / C`` and
-    ``e / C``, and mixed labels accordingly. MMPretrain's ``LabelSmoothLoss`` with
-    ``use_sigmoid=True`` sums over the C classes instead of averaging, which matters
-    where gradients are clipped by value or other losses are added.
+    Labels are smoothed to ``1 - e + e / C`` and ``e / C`` as for softmax cross entropy,
+    mixed labels accordingly. MMPretrain's ``LabelSmoothLoss(use_sigmoid=True)`` sums
+    over the C classes instead, which matters when gradients are clipped by value or
+    other losses are added.
 
     Args:
-        label_smooth_val (float): The ``e`` above. Defaults to 0.1.
+        label_smooth_val (float): Smoothing ``e``. Defaults to 0.1.
         loss_weight (float): Weight of the loss. Defaults to 1.
     """
 
@@ -29,12 +29,12 @@ class SmoothedBCELoss(nn.Module):
 
         Args:
             cls_score (Tensor): Logits, (B, C).
-            label (Tensor): Labels, (B, ), or scores that sum to one, (B, C).
-            avg_factor (int, optional): Passed by MMPretrain's heads, not used: the
-                average is over all elements. Defaults to None.
+            label (Tensor): Labels, (B, ), or scores that sum to 1, (B, C).
+            avg_factor (int, optional): Ignored; MMPretrain's heads pass it.
+                Defaults to None.
 
         Returns:
-            Tensor: The loss, a scalar.
+            Tensor: Scalar loss.
         """
         if label.ndim == 1:
             label = F.one_hot(label, cls_score.shape[1])

@@ -1,8 +1,8 @@
-"""Our backbones by timm's interface, as ``mm_<variant>``.
+"""Our backbones as timm models named ``mm_<variant>``.
 
-``timm.create_model('mm_soft_small', features_only=True)`` gives what timm's own
-models give: a list of maps, and ``feature_info`` about them. The prefix tells them
-from timm's own SwiftFormer and LowFormer.
+Like timm's own feature models, ``timm.create_model('mm_soft_small',
+features_only=True)`` returns a list of feature maps and has ``feature_info``. The
+prefix tells our SwiftFormer and LowFormer from timm's.
 """
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,14 @@ PREFIX = 'mm_'
 
 
 class FeaturePyramid(nn.Module):
-    """A backbone with the interface of timm's models with ``features_only=True``.
+    """A backbone with the interface of timm's ``features_only=True`` models.
 
     Args:
         backbone (PyramidBackbone): The backbone.
 
     Attributes:
-        feature_info (FeatureInfo): Channels, reductions and names of the outputs.
+        feature_info (FeatureInfo): Channels, reductions and module names of the
+            outputs.
     """
 
     def __init__(self, backbone: PyramidBackbone):
@@ -43,20 +44,20 @@ class FeaturePyramid(nn.Module):
             backbone.out_indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps of (B, C_i, ceil(H / s_i), ceil(W / s_i)) of images (B, C, H, W)."""
+        """(B, C, H, W) -> feature maps (B, C_i, ceil(H / s_i), ceil(W / s_i))."""
         return list(self.backbone(x))
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True,
                         assign: bool = False) -> Any:
-        """As of PyTorch, and the backbone's part of a classifier or detector.
+        """Load our own state dict, or the backbone's part of a classifier or detector.
 
-        So ``timm.create_model(..., checkpoint_path=FILE)`` takes what
-        ``tools/model_converters/convert.py`` writes.
+        So ``timm.create_model(..., checkpoint_path=FILE)`` accepts files written by
+        ``tools/model_converters/convert.py``.
 
         Args:
             state_dict (dict[str, Tensor]): Weights.
-            strict (bool): Whether they have to fit. Defaults to True.
-            assign (bool): Use the tensors themselves. Defaults to False.
+            strict (bool): Require that they fit. Defaults to True.
+            assign (bool): Use the tensors instead of copying them. Defaults to False.
 
         Raises:
             CheckpointError: If ``strict`` and they do not fit.
@@ -68,7 +69,7 @@ class FeaturePyramid(nn.Module):
 
 
 def _entrypoint(variant: str, backbone_cfg: Mapping) -> Callable[..., FeaturePyramid]:
-    """What ``timm.create_model`` calls, with the arguments it always passes."""
+    """Make the function that ``timm.create_model`` calls."""
 
     def create(pretrained: bool = False,
                pretrained_cfg: Mapping | None = None,
@@ -102,7 +103,7 @@ def _entrypoint(variant: str, backbone_cfg: Mapping) -> Callable[..., FeaturePyr
 
 
 def _stages(out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
-    """As timm counts: None is all, a number the last ones, negative from the end."""
+    """Resolve timm's ``out_indices``: None is all, a number n the last n stages."""
     stages = range(NUM_STAGES)
     if out_indices is None:
         return tuple(stages)
@@ -112,7 +113,7 @@ def _stages(out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _init_weights(backbone: PyramidBackbone) -> None:
-    """Without MMEngine's log, which has several lines for every single parameter."""
+    """Initialise without MMEngine's log, which has several lines per parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,17 +1,22 @@
-"""Other classes than those of a config."""
+"""Training on classes other than those of the config."""
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from mmengine.config import Config
 
 from ..errors import InputError
 from ..files import join_root
-from .data_checks import leaf_datasets
+from .traversal import nested_dicts, split_datasets
+
+IMAGENET_CLASSES = 1000
 
 
-def set_num_classes(cfg, num_classes):
-    """Make every head of a config tell this many classes apart.
+def set_num_classes(cfg: Config, num_classes: int) -> None:
+    """Set the number of classes of every head.
 
     Args:
-        cfg (Config): Changed in place: ``num_classes`` wherever the model has
-            it, and ``topk`` of metrics where it is too large then.
+        cfg (Config): Changed in place: every ``num_classes`` of the model, and
+            ``topk`` of metrics that ask for more classes than there are.
         num_classes (int): Number of classes.
 
     Raises:
@@ -19,79 +24,98 @@ def set_num_classes(cfg, num_classes):
     """
     if not isinstance(num_classes, int) or num_classes < 1:
         raise InputError(
-            f'num_classes is a positive integer, got {num_classes!r}')
-    for node in _dicts(cfg.model):
+            f'num_classes must be a positive integer, got {num_classes!r}.')
+    for node in nested_dicts(cfg.model):
         if 'num_classes' in node:
             node['num_classes'] = num_classes
-    for part in ('val', 'test'):
-        for metric in _dicts(cfg.get(f'{part}_evaluator')):
+    for split in ('val', 'test'):
+        for metric in nested_dicts(cfg.get(f'{split}_evaluator')):
             if isinstance(metric.get('topk'), (list, tuple)):
                 metric['topk'] = tuple(
                     k for k in metric['topk'] if k <= num_classes)
 
 
-def use_class_folders(cfg, parts):
-    """Check the class folders of data in ImageNet's layout, and name classes.
-
-    Where they are not the thousand of ImageNet, the classes are called like
-    their folders, unless the config has names for them.
+def check_class_folders(cfg: Config, splits: Sequence[str]) -> list[str]:
+    """Check the class folders of data in ImageNet's layout.
 
     Args:
-        cfg (Config): Changed in place.
-        parts (Sequence[str]): Of ``'train'``, ``'val'`` and ``'test'``.
+        cfg (Config): Config of a run, not changed.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
+
+    Returns:
+        list[str]: Names of the folders, in the order of the labels. Empty if no
+        split takes its labels from folders.
 
     Raises:
-        InputError: If the model tells another number of classes apart, or the
-            parts have different folders: labels are their alphabetical rank.
+        InputError: If the number of folders differs from the model's
+            ``num_classes``, or the folders differ between splits: labels are their
+            alphabetical ranks.
     """
-    first = None
-    for folder, dataset in _folder_datasets(cfg, parts):
+    first: tuple[Path, list[str]] | None = None
+    for folder, _ in _folder_datasets(cfg, splits):
         names = sorted(path.name for path in folder.iterdir() if path.is_dir())
         _check_number(folder, len(names), cfg.model)
         first = first or (folder, names)
         if names != first[1]:
             differing = sorted(set(names) ^ set(first[1]))
             raise InputError(
-                f'{first[0]} and {folder} need the same class folders, only '
-                f'one of them has {differing[:4]}. An empty folder is enough.')
-        if len(names) != 1000 and not dataset.get('classes'):
-            dataset.metainfo = {
-                'classes': names, **(dataset.get('metainfo') or {})}
+                f'{first[0]} and {folder} must have the same class folders, but '
+                f'{differing[:4]} are in one of them only. Add the missing ones; '
+                'they may be empty.')
+    return first[1] if first else []
 
 
-def _check_number(folder, found, model):
+def set_class_names(cfg: Config, splits: Sequence[str], names: Sequence[str]) -> None:
+    """Name classes after their folders.
+
+    Args:
+        cfg (Config): Changed in place, except where it names the classes itself or
+            there are 1000 of them: those are ImageNet's, with readable names.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
+        names (Sequence[str]): From :func:`check_class_folders`.
+    """
+    if len(names) == IMAGENET_CLASSES:
+        return
+    for _, dataset in _folder_datasets(cfg, splits):
+        if not dataset.get('classes'):
+            dataset['metainfo'] = {
+                'classes': list(names), **(dataset.get('metainfo') or {})}
+
+
+def use_class_folders(cfg: Config, splits: Sequence[str]) -> None:
+    """Check the class folders of data in ImageNet's layout, and name classes so.
+
+    Args:
+        cfg (Config): Changed in place, see :func:`set_class_names`.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
+
+    Raises:
+        InputError: See :func:`check_class_folders`.
+    """
+    set_class_names(cfg, splits, check_class_folders(cfg, splits))
+
+
+def _check_number(folder: Path, found: int, model: dict) -> None:
     expected = (model.get('head') or {}).get('num_classes', found)
     if found != expected:
         raise InputError(
-            f'{folder} has {found} class folders, the model of the config '
-            f'tells {expected} classes apart.\n'
-            '  - to train on the classes of these folders, add --cfg-options '
-            f'num_classes={found}\n'
-            '  - otherwise the data set is not complete')
+            f'{folder} has {found} class folders, but the model has '
+            f'num_classes={expected}.\n'
+            f'  - to train on the classes of these folders, add --num-classes {found}\n'
+            '  - otherwise the data set is incomplete')
 
 
-def _folder_datasets(cfg, parts):
-    """Data sets whose labels are folders, with the parent folder."""
-    for part in parts:
-        for dataset in leaf_datasets((cfg.get(f'{part}_dataloader')
-                                      or {}).get('dataset', {})):
-            split = dataset.get('split')
+def _folder_datasets(cfg: Config, splits: Sequence[str]
+                     ) -> Iterator[tuple[Path, dict]]:
+    """Data sets that take their labels from folders, with the parent folder."""
+    for split in splits:
+        for dataset in split_datasets(cfg, split):
             root = dataset.get('data_root') or ''
-            prefix = dataset.get('data_prefix') or split or ''
+            prefix = dataset.get('data_prefix') or dataset.get('split') or ''
             if isinstance(prefix, dict):
                 prefix = prefix.get('img_path') or ''
             folder = Path(join_root(root, prefix))
-            if (str(dataset.get('type')).endswith('ImageNet')
-                    and not dataset.get('ann_file') and folder.is_dir()
-                    and not Path(root, 'meta', f'{split}.txt').exists()):
+            listed = Path(root, 'meta', f'{dataset.get("split")}.txt').exists()
+            if (str(dataset.get('type')).endswith('ImageNet') and not listed
+                    and not dataset.get('ann_file') and folder.is_dir()):
                 yield folder, dataset
-
-
-def _dicts(node):
-    """Every dict inside nested dicts and lists."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _dicts(item)

@@ -1,29 +1,43 @@
-"""Joining the processes of a run, with or without a GPU."""
+"""Joining the processes of a run, and work that one of them does for all."""
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 from unittest import mock
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_distributed
+from mmengine.dist import all_gather_object, init_dist, is_distributed
 from mmengine.utils.dl_utils import set_multi_processing
 
+from ..errors import ExecutionError, InputError, ReportedError
 
-def init_distributed(cfg):
+T = TypeVar('T')
+
+# Environment variable with the rank of a process on its machine, by launcher
+LOCAL_RANK = dict(
+    pytorch='LOCAL_RANK', slurm='SLURM_LOCALID', mpi='OMPI_COMM_WORLD_LOCAL_RANK')
+
+
+def join_processes(cfg: Config, launcher: str) -> None:
     """Join the other processes of a run, on machines with and without a GPU.
 
-    To be called before the runner is built, which then finds the processes
-    connected. With a GPU this does what the runner would do. Without one,
-    MMEngine's own start fails (it selects a CUDA device whatever the
-    backend), so gloo connects the processes and the model is wrapped for the
-    CPU.
+    Call it before the runner is built, which then finds the processes connected. With
+    a GPU this does what the runner would do. Without one, MMEngine's own start fails
+    (it selects a CUDA device whatever the backend), so gloo connects the processes
+    and the model is wrapped for the CPU.
 
     Args:
-        cfg (Config): Config of the run. ``launcher`` ('none', 'pytorch',
-            'slurm' or 'mpi') says where rank and world size are found;
-            ``model_wrapper_cfg`` is set on the CPU, unless the config has one.
+        cfg (Config): Config of the run. ``launcher`` is set, and on the CPU
+            ``model_wrapper_cfg`` unless the config has one.
+        launcher (str): 'none' (a single process), 'pytorch', 'slurm' or 'mpi'.
     """
-    launcher = cfg.get('launcher', 'none')
+    cfg.launcher = launcher
     if launcher == 'none' or is_distributed():
         return
+    if launcher == 'mpi':  # MMEngine sets it for Slurm, torchrun for itself
+        os.environ['LOCAL_RANK'] = os.environ[LOCAL_RANK['mpi']]
     env_cfg = cfg.get('env_cfg') or {}
     dist_cfg = dict(env_cfg.get('dist_cfg') or {})
     # In the runner's order: init_dist would settle on a start method.
@@ -38,3 +52,59 @@ def init_distributed(cfg):
         cfg.model_wrapper_cfg = dict(
             type='CPUDistributedDataParallel',
             find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
+def once_per_machine(function: Callable[[], T]) -> T:
+    """Call a function in the first process of every machine, while the others wait.
+
+    The processes must have been joined. ``function`` must not communicate with other
+    processes. A long call, such as a slow download, may need a longer
+    ``env_cfg.dist_cfg.timeout`` (seconds).
+
+    Args:
+        function (Callable): Takes no arguments; its result can be pickled.
+
+    Returns:
+        T: What it returned in the main process, in every process.
+
+    Raises:
+        ReportedError: If it raised in another process. Where it raised, that
+            exception itself.
+    """
+    if not is_distributed():
+        return function()
+    result, error = None, None
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        try:
+            result = function()
+        except Exception as raised:  # whatever it is, the others must not wait on
+            error = raised
+    reason = error and f'{type(error).__name__}: {error}'
+    outcomes = all_gather_object((result, reason))
+    if error:
+        raise error
+    for rank, (_, reason) in enumerate(outcomes):
+        if reason:
+            raise ReportedError(f'process {rank} has failed: {reason}')
+    return outcomes[0][0]
+
+
+@contextlib.contextmanager
+def first_process_reports(launcher: str) -> Iterator[None]:
+    """Context for work that all processes do alike, so that one reports its errors.
+
+    The processes need not have been joined.
+
+    Args:
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        ReportedError: In place of an :class:`InputError` or :class:`ExecutionError`
+            in all but the first process of every machine.
+    """
+    try:
+        yield
+    except (InputError, ExecutionError) as error:
+        if os.environ.get(LOCAL_RANK.get(launcher, ''), '0') == '0':
+            raise
+        raise ReportedError(f'the first process has failed: {error}') from None

@@ -1,73 +1,33 @@
-"""Predictions for photographs, with pictures, on OpenMMLab's inferencers."""
+"""Class names of a checkpoint, and predictions from OpenMMLab's inferencers."""
 import copy
-import os
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.structures import BaseDataElement
-from PIL import Image
 
-from ..errors import InputError
-from ..visualization.datasets import MIN_SIDE, build_visualizer, draw_segments
+from ..errors import explain
 from ..weights.checking import check_checkpoint
 from .data_checks import leaf_datasets
 from .model_checks import check_model, check_weights
 
-TOP = 5  # classes listed for an image
-
-
-def build_predictor(cfg: Config, checkpoint: str, device: str | None = None,
-                    score_thr: float = 0.3) -> 'Predictor':
-    """What predicts and draws, for the task of a config.
-
-    Args:
-        cfg (Config): Config of one of the three tasks.
-        checkpoint (str): Its weights.
-        device (str, optional): Where to run. Defaults to None, the best there is.
-        score_thr (float): Smallest score of detections that count. Defaults to 0.3.
-
-    Returns:
-        Predictor: Of the task.
-
-    Raises:
-        InputError: If the weights are missing or do not fit the config.
-    """
-    check_model(cfg, pretrained=False)
-    weights = check_checkpoint(checkpoint)
-    if weights is not None:
-        check_weights(cfg, weights, checkpoint)
-    kind = dict(mmpretrain=ClassPredictor, mmdet=ObjectPredictor,
-                mmseg=SegmentPredictor)[cfg.default_scope]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # about class names, see below
-            return kind(copy.deepcopy(cfg), checkpoint, device or get_device(),
-                        dataset_meta(cfg, weights or {}), score_thr)
-    except (OSError, RuntimeError) as error:  # of a download, of a device
-        raise InputError(f'the model cannot be loaded: {error}') from None
+SHORT_SIDE = 480  # pixels of images with class labels, whose text scales with them
 
 
 def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
-    """Class names, and colours if any.
-
-    Those the model was trained with, which its checkpoint holds; otherwise those of
-    the data set that the config tests on.
+    """Class names and, if available, the palette of a trained model.
 
     Args:
-        cfg (Config): The config.
-        checkpoint (dict): The checkpoint, or an empty dict.
+        cfg (Config): Config of the model.
+        checkpoint (dict): Its checkpoint, or an empty dict.
 
     Returns:
-        dict: ``classes`` and perhaps ``palette``; the classes are numbered if none of
-        these names fit the number of classes of the model.
+        dict: ``classes`` and perhaps ``palette``, from the checkpoint, else from the
+        test data set of the config. If neither has as many names as the model has
+        classes, they are ``'class 0'``, ``'class 1'``, ...
     """
     dataset = leaf_datasets(cfg.test_dataloader.dataset)[0]
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -75,185 +35,108 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
     meta = checkpoint.get('meta') or {}
     trained = {key.lower(): value
                for key, value in (meta.get('dataset_meta') or meta).items()}
-    number = num_classes(cfg)
+    num_classes = _num_classes(cfg.model)
     for found in (trained, tested):
-        if len(found.get('classes') or ()) == number:
+        if len(found.get('classes') or ()) == num_classes:
             palette = found.get('palette') or tested.get('palette') or ()
             return dict(classes=tuple(found['classes']),
-                        **({'palette': palette} if len(palette) >= number else {}))
-    return dict(classes=tuple(f'class {i}' for i in range(number)))
+                        **({'palette': palette} if len(palette) >= num_classes else {}))
+    return dict(classes=tuple(f'class {i}' for i in range(num_classes)))
 
 
-def num_classes(cfg: Config) -> int:
-    """Number of classes that the model of a config tells apart."""
-    model = cfg.model
-    head = model.get('head') or model.get('decode_head') or model.get('bbox_head') or (
-        model.get('roi_head') or {}).get('bbox_head')
-    head = head[-1] if isinstance(head, (list, tuple)) else head
-    return head['num_classes']
+def _num_classes(model: dict) -> int:
+    model = model.get('roi_head') or model
+    heads = map(model.get, ('head', 'decode_head', 'bbox_head'))
+    head: Any = next(filter(None, heads), model)
+    return (head[-1] if isinstance(head, (list, tuple)) else head)['num_classes']
 
 
-class Predictor:
-    """Predicts for one photograph after the other.
+def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) -> Any:
+    """Build the OpenMMLab inferencer for the task of a config.
 
     Args:
-        cfg (Config): The config, may be changed.
-        checkpoint (str): Weights.
-        device (str): Where to run.
-        meta (dict): Class names and perhaps colours.
-        score_thr (float): Smallest score of detections that count.
+        cfg (Config): Config of one of the three tasks.
+        checkpoint (str): Its weights.
+        device (str, optional): Device to run on. Defaults to None, the best available.
+
+    Returns:
+        ImageClassificationInferencer | DetInferencer | MMSegInferencer: With the names
+        of :func:`dataset_meta` in ``model.dataset_meta``, and no progress bar.
+
+    Raises:
+        InputError: If the checkpoint is missing or does not fit the config.
+        ExecutionError: If the model cannot be loaded, for example on this device.
     """
-
-    def __init__(self, cfg: Config, checkpoint: str, device: str, meta: dict,
-                 score_thr: float):
-        self.classes = meta['classes']
-        self.score_thr = score_thr
-        self.visualizer = build_visualizer(cfg, meta)
-        cfg.visualizer = dict(type=type(self.visualizer).__name__)
-        self.inferencer = self._build(cfg, checkpoint, device)
-
-    def _build(self, cfg: Config, checkpoint: str, device: str) -> None:
-        raise NotImplementedError
-
-    def predict(self, path: str | Path) -> BaseDataElement:
-        """Predict for an image file.
-
-        Args:
-            path (str | Path): The file.
-
-        Returns:
-            BaseDataElement: The prediction, on the CPU.
-
-        Raises:
-            InputError: If it cannot be read, or the model refuses to run.
-        """
-        try:
-            data = next(iter(self.inferencer.preprocess([str(path)])))
-            sample, = self.inferencer.forward(self._batch(data))
-        except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-            raise InputError(f'{path}: {error}') from error
-        return sample.cpu()
-
-    def _batch(self, data: Any) -> Any:
-        """What the model takes, of what the inferencer's preprocessing gives."""
-        return data
-
-    def describe(self, sample: BaseDataElement) -> dict:
-        """A prediction in numbers and names that fit into JSON."""
-        raise NotImplementedError
-
-    def sum_up(self, description: dict) -> str:
-        """The same in a few words."""
-        raise NotImplementedError
-
-    def draw(self, path: str | Path, sample: BaseDataElement,
-             out_file: str | Path) -> None:
-        """Draw a prediction into its image.
-
-        Args:
-            path (str | Path): The image.
-            sample (BaseDataElement): From :meth:`predict`.
-            out_file (str | Path): Where to write it, completely or not at all.
-        """
-        image = mmcv.imread(str(path), channel_order='rgb')
-        picture = self._draw(image, sample)
-        out_file = Path(out_file)
-        draft = out_file.with_name(f'.{out_file.stem}.tmp{out_file.suffix}')
-        try:
-            mmcv.imwrite(np.ascontiguousarray(picture[..., ::-1]), str(draft))
-            os.replace(draft, out_file)
-        finally:
-            draft.unlink(missing_ok=True)
-
-    def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-        raise NotImplementedError
+    check_model(cfg, pretrained=False)
+    weights = check_checkpoint(checkpoint)
+    if weights is not None:
+        check_weights(cfg, weights, checkpoint)
+    meta = dataset_meta(cfg, weights or {})
+    device = device or get_device()
+    with warnings.catch_warnings(), explain(f'the model cannot be loaded on {device}'):
+        warnings.simplefilter('ignore', UserWarning)  # about names that meta replaces
+        return _build(copy.deepcopy(cfg), checkpoint, device, meta)
 
 
-class ClassPredictor(Predictor):
-    """Of classifiers."""
-
-    def _build(self, cfg: Config, checkpoint: str, device: str):
+def _build(cfg: Config, checkpoint: str, device: str, meta: dict) -> Any:
+    if cfg.default_scope == 'mmpretrain':
         from mmpretrain.apis import ImageClassificationInferencer
-        return ImageClassificationInferencer(cfg, checkpoint, device, self.classes)
-
-    def describe(self, sample: BaseDataElement) -> dict:
-        scores, labels = sample.pred_score.topk(min(TOP, len(self.classes)))
-        return dict(classes=[dict(name=self.classes[label], score=round(score, 4))
-                             for score, label in zip(scores.tolist(), labels.tolist())])
-
-    def sum_up(self, description: dict) -> str:
-        return ', '.join(f'{c["name"]} {c["score"]:.2f}'
-                         for c in description['classes'][:3])
-
-    def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-        return self.visualizer.visualize_cls(
-            image, sample, classes=self.classes, draw_gt=False,
-            rescale_factor=max(1., MIN_SIDE / min(image.shape[:2])))
-
-
-class ObjectPredictor(Predictor):
-    """Of detectors, with masks if they have any."""
-
-    def _build(self, cfg: Config, checkpoint: str, device: str):
+        from mmpretrain.utils import progress
+        progress.disable_progress_bar = True
+        inferencer = ImageClassificationInferencer(
+            cfg, checkpoint, device, classes=meta['classes'])
+    elif cfg.default_scope == 'mmdet':
         from mmdet.apis import DetInferencer
-        return DetInferencer(cfg, checkpoint, device, show_progress=False)
-
-    def _batch(self, data: Any) -> Any:
-        _, batch = data
-        return batch
-
-    def describe(self, sample: BaseDataElement) -> dict:
-        found = sample.pred_instances
-        found = found[found.scores >= self.score_thr]
-        objects = [
-            dict(name=self.classes[label], score=round(score, 4),
-                 box=[round(side, 1) for side in box])
-            for label, score, box in zip(found.labels.tolist(), found.scores.tolist(),
-                                         found.bboxes.tolist())]
-        if 'masks' in found:
-            from mmdet.structures.mask import encode_mask_results
-            for each, mask in zip(objects, encode_mask_results(found.masks.numpy())):
-                each['mask'] = dict(size=mask['size'], counts=mask['counts'].decode())
-        return dict(objects=objects)
-
-    def sum_up(self, description: dict) -> str:
-        names = Counter(each['name'] for each in description['objects'])
-        return ', '.join(f'{number} {name}' for name, number in names.most_common()) \
-            or f'nothing with a score of {self.score_thr} or more'
-
-    def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-        self.visualizer.add_datasample('prediction', image, sample, draw_gt=False,
-                                       pred_score_thr=self.score_thr)
-        return self.visualizer.get_image()
-
-
-class SegmentPredictor(Predictor):
-    """Of segmentors."""
-
-    def _build(self, cfg: Config, checkpoint: str, device: str):
+        cfg.visualizer = dict(type='DetLocalVisualizer')
+        inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
+        meta = inferencer.visualizer.dataset_meta = {'palette': 'random', **meta}
+    else:
         from mmseg.apis import MMSegInferencer
-        return MMSegInferencer(cfg, checkpoint, device=device)
+        cfg.visualizer = dict(type='SegLocalVisualizer')
+        inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        inferencer.show_progress = False
+        size = len(meta['classes']), 3
+        palette = np.random.RandomState(0).randint(256, size=size).tolist()
+        meta = {'palette': palette, **meta}
+    inferencer.model.dataset_meta = meta
+    return inferencer
 
-    def describe(self, sample: BaseDataElement) -> dict:
-        labels = sample.pred_sem_seg.data
-        shares = torch.bincount(labels.flatten(), minlength=len(self.classes)) \
-            / labels.numel()
-        return dict(shares={self.classes[i]: round(shares[i].item(), 4)
-                            for i in shares.argsort(descending=True) if shares[i]})
 
-    def sum_up(self, description: dict) -> str:
-        shares = list(description['shares'].items())
-        return ', '.join(f'{name} {share:.0%}' for name, share in shares[:TOP])
+def predict(inferencer: Any, task: str, image: Path, out_dir: Path,
+            score_thr: float = 0.3) -> dict:
+    """Predict one image and write what the inferencer writes.
 
-    def save_labels(self, sample: BaseDataElement, out_file: str | Path) -> None:
-        """Write the class of every pixel as an image of numbers.
+    Args:
+        inferencer: From :func:`build_inferencer`.
+        task (str): ``default_scope`` of its config.
+        image (Path): The image file.
+        out_dir (Path): Existing folder to write to: the drawn prediction to
+            ``vis/<image>`` (of classifiers ``vis/<image>.png``), the label map of a
+            segmentor to ``pred/<image>.png``.
+        score_thr (float): Lowest score of the detections to draw. Defaults to 0.3.
 
-        Args:
-            sample (BaseDataElement): From :meth:`predict`.
-            out_file (str | Path): PNG, at the size of the photograph.
-        """
-        Image.fromarray(sample.pred_sem_seg.data[0].numpy().astype(np.uint16)).save(
-            out_file)
+    Returns:
+        dict: The prediction in the inferencer's own format, ready for JSON. For
+        segmentors ``sem_seg``, the label map relative to ``out_dir``, and ``shares``,
+        the fraction of pixels of every class found, largest first.
 
-    def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-        return draw_segments(self.visualizer, image, sample.pred_sem_seg)
+    Raises:
+        ExecutionError: If the image cannot be read, or the model cannot run on it.
+    """
+    source, png = str(image), f'{image.name}.png'
+    vis, pred = out_dir / 'vis', out_dir / 'pred'
+    with explain(f'{image} cannot be predicted'):
+        if task == 'mmdet':
+            found = inferencer(source, out_dir=str(out_dir), pred_score_thr=score_thr)
+            return found['predictions'][0]
+        # The other two write files whose names may not be unique, or are numbers
+        if task == 'mmpretrain':
+            found, = inferencer(source, show_dir=str(vis), resize=SHORT_SIDE)
+            (vis / image.stem).with_suffix('.png').replace(vis / png)
+            return {**found, 'pred_scores': found['pred_scores'].tolist()}
+        labels = inferencer(source, out_dir=str(out_dir), opacity=0.5)['predictions']
+        (pred / f'{inferencer.num_pred_imgs - 1:08}_pred.png').replace(pred / png)
+    classes = inferencer.model.dataset_meta['classes']
+    indices, counts = np.unique(labels, return_counts=True)
+    return dict(sem_seg=f'pred/{png}', shares={
+        classes[indices[i]]: counts[i] / labels.size for i in counts.argsort()[::-1]})

@@ -1,51 +1,54 @@
-"""Cut any config down to the miniature data sets and two CPU cores.
+"""Cut any config down to a miniature data set and two CPU cores.
 
-:func:`apply_mini` changes data, image size, batch and schedule; model, losses
-and evaluation stay those of the config. So do the augmentations, except that those
-of classification, made for hundreds of passes over a million pictures, are weaker.
+:func:`apply_mini` changes data, image size, batch size and schedule; model, losses and
+metrics stay those of the config. So do the augmentations, except that those of
+classification, made for hundreds of epochs on a million images, get weaker.
 """
 from pathlib import Path
+from typing import Any
 
-from ..datasets.mini import CLASSES, MINI_ROOT, PALETTE
+from mmengine.config import Config
+
+from ..datasets.mini import CLASSES, MINI_ROOT, PALETTE, generate_dataset
+from ..errors import InputError
 from .classes import set_num_classes
-from .data_checks import leaf_datasets
+from .traversal import SPLITS, leaf_datasets, nested_dicts, split_datasets
 
 MINI_DATA = dict(mmpretrain='imagenet', mmdet='coco', mmseg='ade')
 
-# size: shorter side of a test image in pixels; length of the training in
-# passes over the training set; batch size; learning rate for AdamW at it.
-RECIPES = dict(
-    mmpretrain=dict(size=64, passes=20, batch=8, lr=4e-4),
-    mmdet=dict(size=128, passes=5, batch=4, lr=4e-4),
-    mmseg=dict(size=96, passes=4, batch=4, lr=4e-4))
+# size: shorter side of test images in pixels; epochs: length of the training; batch:
+# batch size; lr: learning rate for AdamW at that batch size
+RECIPES: dict[str, dict[str, Any]] = dict(
+    mmpretrain=dict(size=64, epochs=20, batch=8, lr=4e-4),
+    mmdet=dict(size=128, epochs=5, batch=4, lr=4e-4),
+    mmseg=dict(size=96, epochs=4, batch=4, lr=4e-4))
 NUM_TRAIN = 200
-WARM_UP = 0.1  # of the iterations
-MAX_PROPOSALS = 200  # that the RPN hands on, per image
+WARMUP = 0.1  # share of the iterations
+MAX_PROPOSALS = 200  # that the RPN keeps, per image
 MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 40  # per image
-MAX_DETECTIONS = 20  # per image; the pictures hold five objects at most
+MAX_DETECTIONS = 20  # per image; no image has more than five objects
 
-# What is too strong for a few passes is weakened, so that it still takes part; and
-# crops of a tenth of a picture miss the object.
-WEAK_AUGMENTATION = dict(
+# Augmentation that is too strong for a few epochs is weakened, not dropped.
+WEAK_AUGMENTATION: dict[str, dict[str, Any]] = dict(
     RandAugment=dict(num_policies=1, magnitude_level=2),
     RandomErasing=dict(erase_prob=0.1, max_area_ratio=0.1))
-MIXING_ALPHA = 0.1  # pictures are mixed rarely, or hardly
-CROP_RANGE = (0.5, 1.0)  # share of the picture
-ACCUMULATION = 2  # iterations per update at most
+MIXING_ALPHA = 0.1  # of Mixup and CutMix: most mixed images are almost one of the two
+CROP_RANGE = (0.5, 1.0)  # share of the image; crops of a tenth miss the object
+ACCUMULATION = 2  # at most, iterations per update
 BN_IMAGES, BN_BATCH = 64, 16  # to estimate statistics from
 
-# Keys of transforms and preprocessors that hold sizes in pixels.
+# Keys of transforms and preprocessors that hold sizes in pixels
 _SIZE_KEYS = ('scale', 'scales', 'size', 'crop_size', 'img_scale', 'stride',
               'pad_size', 'resolution', 'resolutions')
 
 
-def apply_mini(cfg, root=MINI_ROOT):
-    """Change a config in place to train in minutes on generated data.
+def apply_mini(cfg: Config, root: str | Path = MINI_ROOT) -> Config:
+    """Change a config to train on generated data in minutes.
 
     Args:
-        cfg (Config): Config of one of the three tasks, in OpenMMLab's shape.
-        root (str): Parent folder of the data sets. Defaults to
-            ``'data/mini'``.
+        cfg (Config): Config of one of the three tasks, changed in place.
+        root (str | Path): Parent folder of the data sets. Defaults to
+            'data/mini'.
 
     Returns:
         Config: The same config.
@@ -62,78 +65,82 @@ def apply_mini(cfg, root=MINI_ROOT):
     return cfg
 
 
-def _walk(node):
-    """Every dict inside nested dicts, lists and tuples, outermost first."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _walk(item)
+def generate_mini_data(scope: str) -> None:
+    """Generate the miniature data set of a task, unless it is there already.
+
+    Args:
+        scope (str): 'mmpretrain', 'mmdet' or 'mmseg'.
+
+    Raises:
+        InputError: If it cannot be written to ``data/mini``.
+    """
+    try:
+        generate_dataset(MINI_DATA[scope])
+    except OSError as error:
+        raise InputError(str(error)) from None
 
 
 # --- data ---------------------------------------------------------------------
 
 
-def _dataset_fields(name, part):
-    """Where a data set type finds each part of a miniature data set."""
+def _dataset_fields(name: str, split: str) -> dict:
+    """Data set type, and where it finds a split of a miniature data set."""
     if name == 'coco':
         return dict(
             type='CocoDataset',
-            ann_file=f'annotations/instances_{part}2017.json',
-            data_prefix=dict(img=f'{part}2017/'))
+            ann_file=f'annotations/instances_{split}2017.json',
+            data_prefix=dict(img=f'{split}2017/'))
     if name == 'ade':
-        folder = dict(train='training', val='validation')[part]
-        # ADE20KDataset accepts no class names but its own 150.
+        folder = dict(train='training', val='validation')[split]
+        # ADE20KDataset accepts no class names except its own 150
         return dict(
             type='BaseSegDataset', img_suffix='.jpg', seg_map_suffix='.png',
             reduce_zero_label=True,
             data_prefix=dict(img_path=f'images/{folder}',
                              seg_map_path=f'annotations/{folder}'))
-    return dict(type='ImageNet', data_prefix=part, ann_file='')
+    return dict(type='ImageNet', data_prefix=split, ann_file='')
 
 
-def _use_data(cfg, name, root):
-    metainfo = dict(classes=CLASSES[name])
+def _use_data(cfg: Config, name: str, root: str) -> None:
+    metainfo: dict[str, Any] = dict(classes=CLASSES[name])
     if name in PALETTE:
         metainfo['palette'] = PALETTE[name]
     folder = f'{root}/{name}'
     recipe = RECIPES[cfg.default_scope]
-    for part in ('train', 'val', 'test'):
-        loader = cfg.get(f'{part}_dataloader')
+    for split in SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
         if loader is None:
             continue
-        split = 'train' if part == 'train' else 'val'
-        for dataset in leaf_datasets(loader.dataset):
+        for dataset in split_datasets(cfg, split):
             dataset.pop('split', None)
             dataset.update(
-                _dataset_fields(name, split), data_root=folder,
-                metainfo=metainfo)
-        # The pictures are small: loading them in the main process is quicker
-        # than sharing two cores with workers.
+                _dataset_fields(name, 'train' if split == 'train' else 'val'),
+                data_root=folder, metainfo=metainfo)
+        # The images are small: loading them in the main process is faster than
+        # sharing two cores with workers
         loader.update(
             num_workers=0, persistent_workers=False, pin_memory=False)
         loader.pop('prefetch_factor', None)
-        if 'batch_size' in loader and (part == 'train' or name == 'imagenet'):
+        if 'batch_size' in loader and (split == 'train' or name == 'imagenet'):
             loader.batch_size = recipe['batch']
-    for part in ('val', 'test'):
-        for metric in _walk(cfg.get(f'{part}_evaluator')):
+    for split in ('val', 'test'):
+        for metric in nested_dicts(cfg.get(f'{split}_evaluator')):
             if 'ann_file' in metric:
-                metric.ann_file = f'{folder}/annotations/instances_val2017.json'
+                metric['ann_file'] = f'{folder}/annotations/instances_val2017.json'
             if metric.get('type') == 'Accuracy':  # five classes: no top-5
-                metric.topk = (1, )
+                metric['topk'] = (1, )
 
 
 # --- image size ---------------------------------------------------------------
 
 
-def _numbers(value):
+def _numbers(value: Any) -> list[int]:
     if isinstance(value, (list, tuple)):
         return [n for item in value for n in _numbers(item)]
     return [value] if isinstance(value, int) and value > 1 else []
 
 
-def _scaled(value, factor):
+def _scaled(value: Any, factor: float) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_scaled(item, factor) for item in value)
     if isinstance(value, int) and value > 1:
@@ -141,17 +148,17 @@ def _scaled(value, factor):
     return value
 
 
-def _test_size(pipeline):
-    """Shorter side in pixels of what a test pipeline hands on."""
+def _test_size(pipeline: list[dict]) -> int | None:
+    """Shorter side in pixels of the images of a test pipeline."""
     sizes = [
-        min(_numbers(node[key])) for node in _walk(pipeline)
+        min(_numbers(node[key])) for node in nested_dicts(pipeline)
         for key in ('crop_size', 'scale') if key in node and _numbers(node[key])
     ]
     return min(sizes) if sizes else None
 
 
-def _shrink_images(cfg, size):
-    loaders = [cfg.get(f'{part}_dataloader') for part in ('train', 'val', 'test')]
+def _shrink_images(cfg: Config, size: int) -> None:
+    loaders = [cfg.get(f'{split}_dataloader') for split in SPLITS]
     pipelines = [
         dataset.pipeline for loader in loaders if loader
         for dataset in [*leaf_datasets(loader.dataset), loader.dataset]
@@ -160,12 +167,12 @@ def _shrink_images(cfg, size):
     before = _test_size(pipelines[-1])
     if before is None or before <= size:
         return
-    nodes = [node for pipeline in pipelines for node in _walk(pipeline)]
-    nodes += list(_walk(cfg.model.get('data_preprocessor')))
+    nodes = [node for pipeline in pipelines for node in nested_dicts(pipeline)]
+    nodes += list(nested_dicts(cfg.model.get('data_preprocessor')))
     nodes += [cfg.model.get('test_cfg') or {},
               cfg.train_dataloader.get('batch_sampler') or {},
               *(cfg.get('custom_hooks') or [])]
-    seen = set()  # pipelines are often shared between loaders
+    seen: set[int] = set()  # pipelines are often shared between loaders
     for node in nodes:
         if id(node) in seen:
             continue
@@ -175,9 +182,9 @@ def _shrink_images(cfg, size):
                 node[key] = _scaled(node[key], size / before)
 
 
-def _shrink_sampling(model):
-    """Fewer proposals, samples and detections."""
-    for node in _walk(model):
+def _shrink_sampling(model: dict) -> None:
+    """Use fewer proposals, samples and detections."""
+    for node in nested_dicts(model):
         if 'max_per_img' in node:
             most = MAX_DETECTIONS if 'score_thr' in node else MAX_PROPOSALS
             node['max_per_img'] = min(node['max_per_img'], most)
@@ -187,12 +194,12 @@ def _shrink_sampling(model):
             node['num'] = min(node['num'], most)
 
 
-def _soften_augmentation(cfg):
-    """Weaken mixing and strong augmentation, and forbid small crops."""
+def _soften_augmentation(cfg: Config) -> None:
+    """Weaken mixing and strong augmentation, and avoid small crops."""
     for augment in (cfg.model.get('train_cfg') or {}).get('augments', []):
         augment.alpha = min(augment.get('alpha', 1.), MIXING_ALPHA)
-    for dataset in leaf_datasets(cfg.train_dataloader.dataset):
-        for node in _walk(dataset.pipeline):
+    for dataset in split_datasets(cfg, 'train'):
+        for node in nested_dicts(dataset['pipeline']):
             kind = str(node.get('type'))
             node.update(WEAK_AUGMENTATION.get(kind, {}))
             if kind in ('RandomResizedCrop', 'BatchResizedCrop'):
@@ -202,20 +209,20 @@ def _soften_augmentation(cfg):
 # --- schedule -----------------------------------------------------------------
 
 
-def _shrink_schedule(cfg, recipe):
-    passes, per_pass = recipe['passes'], NUM_TRAIN // recipe['batch']
-    iters = passes * per_pass
+def _shrink_schedule(cfg: Config, recipe: dict[str, Any]) -> None:
+    epochs, per_epoch = recipe['epochs'], NUM_TRAIN // recipe['batch']
+    iters = epochs * per_epoch
     by_epoch = 'max_epochs' in cfg.train_cfg
     cfg.train_cfg.pop('dynamic_intervals', None)
     if by_epoch:
-        cfg.train_cfg.update(max_epochs=passes, val_interval=(passes + 1) // 2)
+        cfg.train_cfg.update(max_epochs=epochs, val_interval=(epochs + 1) // 2)
     else:
         cfg.train_cfg.update(max_iters=iters, val_interval=iters // 2)
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0,
-             end=int(iters * WARM_UP)),
-        dict(type='CosineAnnealingLR', T_max=iters - int(iters * WARM_UP),
-             eta_min=0, by_epoch=False, begin=int(iters * WARM_UP), end=iters)
+             end=int(iters * WARMUP)),
+        dict(type='CosineAnnealingLR', T_max=iters - int(iters * WARMUP),
+             eta_min=0, by_epoch=False, begin=int(iters * WARMUP), end=iters)
     ]
     optimizer = cfg.optim_wrapper.optimizer
     if optimizer.type.startswith('Adam'):
@@ -224,12 +231,12 @@ def _shrink_schedule(cfg, recipe):
         cfg.optim_wrapper.accumulative_counts = min(
             cfg.optim_wrapper.accumulative_counts, ACCUMULATION)
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=recipe['batch'])
-    _shrink_hooks(cfg, max(1, passes // 2) if by_epoch else iters // 2)
+    _shrink_hooks(cfg, max(1, epochs // 2) if by_epoch else iters // 2)
 
 
-def _shrink_hooks(cfg, checkpoint_interval):
-    # MMEngine's default hooks where the config names none
-    changes = dict(
+def _shrink_hooks(cfg: Config, checkpoint_interval: int) -> None:
+    # With the types of MMEngine's default hooks, in case the config names none
+    changes: dict[str, dict] = dict(
         logger=dict(type='LoggerHook', interval=10),
         checkpoint=dict(
             type='CheckpointHook', interval=checkpoint_interval,
@@ -242,15 +249,15 @@ def _shrink_hooks(cfg, checkpoint_interval):
     }
     custom_hooks = list(cfg.get('custom_hooks') or [])
     for hook in custom_hooks:
-        if hook['type'] == 'EMAHook':  # average over the last iterations
+        if hook['type'] == 'EMAHook':  # average the last iterations
             hook.update(momentum=0.02)
-            if 'warm_up' in hook:
-                hook.update(warm_up=20)
-        if hook['type'] == 'ReestimateBNHook':
+            if 'warmup' in hook:
+                hook.update(warmup=20)
+        if hook['type'] == 'PreciseBNEvalHook':
             hook.update(num_samples=BN_IMAGES, batch_size=BN_BATCH,
                         interval=checkpoint_interval)
     cfg.custom_hooks = custom_hooks + [dict(type='MiniReportHook')]
     if 'log_processor' in cfg:
         cfg.log_processor.window_size = 10
-    # Every run on the same data gives the same numbers.
+    # Runs are repeatable
     cfg.randomness = {'seed': 0, **(cfg.get('randomness') or {})}

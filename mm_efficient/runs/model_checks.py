@@ -1,85 +1,106 @@
-"""What can be told to be wrong with a model before a runner is built.
+"""Checks of a run's model and weights, before anything is built or written.
 
-MMEngine would find most of it too: after it has filled the work dir, read the
-data set and printed the config, and in the words of the layer that fails.
+MMEngine would find most of it too, but only after it has filled the work dir, read
+the data set and printed the config, and with the message of the layer that fails.
 """
-import os
 import os.path as osp
+from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS as ALL_MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.registry import MODELS
+from torch import nn
 
 from ..errors import InputError
 from ..files import is_local
 from ..models.base import PyramidBackbone
-from ..models.classifiers import build_teacher
 from ..weights.checking import check_checkpoint
 from ..weights.family import CheckpointError
-from ..weights.loading import match_pretrained
+from ..weights.loading import match_pretrained, match_state_dict, match_weights
 from ..weights.matching import Mismatch, compare_state_dicts
+from ..weights.reading import SCHEME
 
-PUBLISHED = 'published://'
 TEACHER_ON_HUB = 'regnety_160.deit_in1k'
 
 
-def check_model(cfg, pretrained=True):
+def build_on_meta(settings: dict) -> nn.Module:
+    """Build a model to look at names and shapes, without memory for its weights.
+
+    Args:
+        settings (dict): Config of any model of the default scope.
+
+    Returns:
+        nn.Module: On the meta device; on the CPU if its constructor reads values of
+        the tensors it makes, which MMPretrain's Swin does.
+    """
+    try:
+        with torch.device('meta'):
+            return ALL_MODELS.build(settings)
+    except Exception:  # if the settings are wrong, the second try says how
+        return ALL_MODELS.build(settings)
+
+
+def check_model(cfg: Config, pretrained: bool = True) -> None:
     """Check the backbone of a config, if it is one of this package.
 
     Args:
         cfg (Config): Config of the run.
-        pretrained (bool): Whether to read the weights that ``init_cfg`` names
-            too, where they are a local file. Defaults to True.
+        pretrained (bool): Whether to check the weights that ``init_cfg`` names, too.
+            ``published://`` is fetched, converted and kept for loading; other
+            addresses are left to MMEngine. Defaults to True.
 
     Raises:
-        InputError: If it cannot be built, its weights do not fit, or what
-            follows it expects other channels.
+        InputError: If it cannot be built, its weights do not fit, or neck or head
+            expect other channels.
     """
     settings = cfg.model.get('backbone')
-    if not settings or not _is_ours(settings.get('type'), cfg.default_scope):
+    if not settings or not is_ours(settings.get('type')):
         return
-    backbone = _build(settings)
+    kind = settings['type']
+    if (isinstance(kind, str) and not kind.startswith('mmpretrain.')
+            and cfg.default_scope != 'mmpretrain'):
+        raise InputError(f'model.backbone.type is {kind!r}, which is registered '
+                         f"in MMPretrain: write 'mmpretrain.{kind}'.")
+    try:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            backbone = build_on_meta({**settings, 'init_cfg': None})
+    except (TypeError, ValueError) as error:
+        raise InputError(f'model.backbone: {error}') from None
     _check_image_channels(cfg.model, backbone)
     _check_feature_channels(cfg.model, backbone)
     if pretrained:
-        _check_pretrained(settings.get('init_cfg'), backbone)
+        init_cfg = settings.get('init_cfg')
+        for each in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
+            if each.get('type') in ('Pretrained', PretrainedInit):
+                _check_pretrained(each, backbone)
 
 
-def _is_ours(kind, scope):
-    if isinstance(kind, type):
-        return issubclass(kind, PyramidBackbone)
-    name = str(kind).removeprefix('mmpretrain.')
-    found = MODELS.module_dict.get(name)
-    ours = isinstance(found, type) and issubclass(found, PyramidBackbone)
-    if ours and name == kind and scope != 'mmpretrain':
-        raise InputError(f'model.backbone.type is {name!r}, which is registered '
-                         f"in MMPretrain: write 'mmpretrain.{name}'.")
-    return ours
+def is_ours(kind: Any) -> bool:
+    """Tell whether a backbone is one of this package.
+
+    Args:
+        kind (Any): Its ``type`` in a config, a name or a class.
+    """
+    if not isinstance(kind, type):
+        kind = MODELS.module_dict.get(str(kind).removeprefix('mmpretrain.'))
+    return isinstance(kind, type) and issubclass(kind, PyramidBackbone)
 
 
-def _build(settings):
-    """The backbone, without memory for its weights."""
-    try:
-        with DefaultScope.overwrite_default_scope('mmpretrain'), \
-                torch.device('meta'):
-            return MODELS.build({**settings, 'init_cfg': None})
-    except (TypeError, ValueError) as error:
-        raise InputError(f'model.backbone: {error}') from None
-
-
-def _check_image_channels(model, backbone):
+def _check_image_channels(model: dict, backbone: Any) -> None:
     mean = (model.get('data_preprocessor') or {}).get('mean') or ()
     if len(mean) == 3 and backbone.in_channels != 3:
         raise InputError(
             f'model.backbone.in_channels is {backbone.in_channels}, but '
-            'model.data_preprocessor normalises images of 3 channels. Set one '
+            'model.data_preprocessor normalises images with 3 channels. Set one '
             'of them to fit your images.')
 
 
-def _check_feature_channels(model, backbone):
-    """Compare what the backbone gives with what its successors expect."""
+def _check_feature_channels(model: dict, backbone: Any) -> None:
+    """Compare the backbone's output channels with what neck or heads expect."""
     widths = [backbone.feature_channels[i] for i in backbone.out_indices]
     neck = model.get('neck') or {}
     if 'in_channels' in neck:
@@ -90,7 +111,7 @@ def _check_feature_channels(model, backbone):
             for key in ('decode_head', 'auxiliary_head', 'head')
             if isinstance(model.get(key), dict)
         }
-    else:  # a neck that is not known
+    else:  # an unknown neck
         return
     for name, successor in successors.items():
         given = successor.get('in_channels')
@@ -98,17 +119,18 @@ def _check_feature_channels(model, backbone):
             index = successor.get('in_index') or range(len(widths))
         else:
             index = successor.get('in_index', -1)
-        _compare(name, given, widths, index, backbone)
+        _compare_channels(name, given, widths, index, backbone)
 
 
-def _compare(name, given, widths, index, backbone):
+def _compare_channels(name: str, given: Any, widths: list[int], index: Any,
+                      backbone: Any) -> None:
     try:
-        expected = widths[index] if isinstance(index, int) else \
+        expected: Any = widths[index] if isinstance(index, int) else \
             [widths[i] for i in index]
     except IndexError:
         raise InputError(
             f'model.{name}.in_index is {index}, but out_indices of the backbone '
-            f'are {backbone.out_indices}.') from None
+            f'is {backbone.out_indices}.') from None
     same = given == expected if isinstance(given, int) else \
         list(given or ()) == expected
     if given is not None and not same:
@@ -117,82 +139,83 @@ def _compare(name, given, widths, index, backbone):
             f'{type(backbone).__name__} gives {expected}. Set it to that.')
 
 
-def _check_pretrained(init_cfg, backbone):
-    for cfg in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
-        if cfg.get('type') not in ('Pretrained', PretrainedInit):
-            continue
-        path = cfg.get('checkpoint')
-        if not is_local(str(path).removeprefix(PUBLISHED)):
-            continue
-        try:
-            if not path.startswith(PUBLISHED):
-                check_checkpoint(path)
-            match_pretrained(backbone, path, cfg.get('prefix'))
-        except (CheckpointError, OSError, ImportError) as error:
-            raise InputError(f'model.backbone.init_cfg: {error}') from None
+def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
+    path, prefix = str(init_cfg.get('checkpoint')), init_cfg.get('prefix')
+    try:
+        if path.startswith(SCHEME):
+            match_pretrained(backbone, path, prefix, keep=True)
+        elif is_local(path):
+            content = check_checkpoint(path) or {}
+            match_state_dict(
+                backbone, content.get('state_dict', content), path, prefix)
+    except (InputError, OSError, ImportError) as error:
+        raise InputError(f'model.backbone.init_cfg: {error}') from None
 
 
-def check_teacher(cfg):
-    """Check the model that a config learns from, if there is one.
+def check_teacher(cfg: Config) -> None:
+    """Check the model that a config distils from, if there is one.
+
+    Its weights are kept for the training, which builds it.
 
     Args:
         cfg (Config): Config of the run.
 
     Raises:
-        InputError: If it cannot be built or its weights are missing or do not fit.
+        InputError: If it cannot be built, or its weights are missing or do not fit.
     """
-    teacher = cfg.model.get('teacher')
-    if not teacher:
+    if not cfg.model.get('teacher'):
         return
-    path = str(teacher.get('checkpoint'))
+    teacher = dict(cfg.model.teacher)
+    path = str(teacher.pop('checkpoint', None))
     if is_local(path) and not path.startswith('timm/') and not osp.isfile(path):
         raise InputError(
             f'{path} does not exist; the recipe distils from a teacher, '
-            f'{teacher.get("model_name", teacher.type)}, and '
-            'model.teacher.checkpoint is the file of its weights (current folder: '
-            f'{os.getcwd()}).\n'
-            "  - to have timm's fetched from its hub, add --cfg-options "
+            f'{teacher.get("model_name", teacher.get("type"))}, and '
+            'model.teacher.checkpoint is the file with its weights (current folder: '
+            f'{Path.cwd()}).\n'
+            "  - to fetch timm's weights from its hub, add --cfg-options "
             f'model.teacher.checkpoint=timm/{TEACHER_ON_HUB}\n'
             '  - if you have it elsewhere, model.teacher.checkpoint=FILE\n'
-            '  - for another teacher, model.teacher.model_name=NAME (of timm) too\n'
+            '  - for another teacher, also model.teacher.model_name=NAME (in timm)\n'
             '  - to learn from the labels alone, model.teacher=None')
-    init_default_scope(cfg.default_scope)
     try:
-        build_teacher(teacher)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            match_weights(build_on_meta(teacher), path, keep=True)
     except (CheckpointError, RuntimeError, TypeError, KeyError, ImportError) as error:
         raise InputError(
-            f'model.teacher: {error}. It has to tell as many classes apart as the '
+            f'model.teacher: {error}. It must have as many classes as the '
             'model.') from None
 
 
-def check_weights(cfg, checkpoint, path, complete=True):
+def check_weights(cfg: Config, checkpoint: dict, path: str,
+                  complete: bool = True) -> None:
     """Check a checkpoint against the model of a config.
 
     Args:
         cfg (Config): Config of the run.
-        checkpoint (dict): What :func:`~.checks.check_checkpoint` returned.
+        checkpoint (dict): From :func:`~mm_efficient.weights.check_checkpoint`.
         path (str): Where it came from, for the message.
-        complete (bool): Whether it has to have every tensor of the model, as
-            for a test. Otherwise one that fits is enough: a training may start
-            from a model with another head. Defaults to True.
+        complete (bool): Whether every tensor of the model must be there, as for
+            testing. Otherwise one that fits is enough: training may start from a
+            model with another head. Defaults to True.
 
     Raises:
         InputError: If tensors are missing or have another shape.
     """
     init_default_scope(cfg.default_scope)
-    expected = ALL_MODELS.build(cfg.model).state_dict()
-    weights = checkpoint.get('state_dict', checkpoint)
-    found = compare_state_dicts(expected, {
-        key.removeprefix('module.'): value for key, value in weights.items()
-        if hasattr(value, 'shape')})
+    expected = build_on_meta(cfg.model).state_dict()
+    weights = {key.removeprefix('module.'): value
+               for key, value in checkpoint.get('state_dict', checkpoint).items()
+               if hasattr(value, 'shape')}
+    found = compare_state_dicts(expected, weights)
     mismatch = Mismatch(found.missing, [], found.reshaped)
     if complete and mismatch:
         raise InputError(
             f'Checkpoint {path} does not fit the model of the config, which has '
             f'{len(expected)} tensors; {mismatch}. Was it trained with this config, '
             'with --mini or without, and with the same num_classes?')
-    if len(mismatch) == len(expected):
+    if len(found.unexpected) + len(found.reshaped) == len(weights):
         raise InputError(
             f'Checkpoint {path} has no weights for the model of the config; '
-            f'{mismatch}. Weights of a backbone alone are loaded by '
-            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...).")
+            f'{mismatch}. To load the weights of a backbone alone, use '
+            '--pretrained.')

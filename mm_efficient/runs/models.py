@@ -1,5 +1,4 @@
-"""Photographs: found, checked, and made the input of a model."""
-
+"""The model of a config, and what it takes."""
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -13,31 +12,31 @@ from ..models.base import fit_where_needed
 from ..weights.checking import check_checkpoint
 from .model_checks import check_model, check_weights
 
-FOLDER_SUFFIXES = ('.mlpackage', )  # of files that are folders
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-# Shorter side of an image in pixels, as published, by task
+# Shorter side of test images in pixels, as published, by task
 SHORT_SIDES = dict(mmpretrain=224, mmdet=800, mmseg=512)
 
 
 def load_model(cfg: Config, checkpoint: str | None = None,
                device: str = 'cpu') -> nn.Module:
-    """The model of a config, ready to look into.
+    """Build the model of a config and load its weights.
 
     Args:
         cfg (Config): Config of one of the three tasks.
         checkpoint (str, optional): Weights. Defaults to None: those that ``init_cfg``
-            of the config names, or else random ones.
+            of the config names, else random ones.
         device (str): Where to put it. Defaults to 'cpu'.
 
     Returns:
         nn.Module: In eval mode.
 
     Raises:
-        InputError: If it cannot be built, or the weights do not fit.
+        InputError: If the config's backbone is wrong, or the weights are missing or
+            do not fit.
+        ExecutionError: If the model cannot be built or its weights not be loaded.
     """
     check_model(cfg, pretrained=checkpoint is None)
-    weights = checkpoint and check_checkpoint(checkpoint)
-    if weights:
+    weights = check_checkpoint(checkpoint) if checkpoint else None
+    if checkpoint and weights is not None:
         check_weights(cfg, weights, checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         with explain('the model of the config cannot be built'):
@@ -48,33 +47,33 @@ def load_model(cfg: Config, checkpoint: str | None = None,
             torch.manual_seed(0)
             with explain(
                     'the weights that init_cfg of the config names cannot be loaded',
-                    'Name a checkpoint, or leave them out: --cfg-options '
+                    'Name a checkpoint, or start from random weights: --cfg-options '
                     'model.backbone.init_cfg=None.'):
                 model.init_weights()
     model.to(device)
-    model.eval()  # of some models of OpenMMLab it returns nothing
+    model.eval()  # some models of OpenMMLab return None
     return model
 
 
 @torch.no_grad()
 def model_input(model: nn.Module, photo: np.ndarray) -> Tensor:
-    """A photograph as the model gets it, normalised and padded by the model itself.
+    """Normalise and pad an image as the model does.
 
-    EcoFormer's hash functions are fitted to it if they are not fitted at all.
+    Fits EcoFormer's hash functions to it if they have not been fitted.
 
     Args:
         model (nn.Module): Classifier, detector or segmentor of OpenMMLab.
-        photo (np.ndarray): RGB, (H, W, 3), uint8.
+        photo (np.ndarray): RGB image, (H, W, 3), uint8.
 
     Returns:
         Tensor: (1, 3, H', W') on the device of the model, H' and W' at least H, W.
 
     Raises:
-        InputError: If the photograph is too small to fit anything.
+        InputError: If the image is too small to fit hash functions to.
     """
-    # Pipelines deliver BGR, and the preprocessor turns it round
+    # Pipelines give BGR images, and the preprocessor converts them to RGB
     image = torch.from_numpy(photo[..., ::-1].transpose(2, 0, 1).copy())
-    samples = [BaseDataElement()]
+    samples: list | None = [BaseDataElement()]
     if 'Cls' in type(model.data_preprocessor).__name__:
         samples = None
     data = dict(inputs=[image], data_samples=samples)
@@ -82,6 +81,6 @@ def model_input(model: nn.Module, photo: np.ndarray) -> Tensor:
     try:
         fit_where_needed(model, x)
     except ValueError as error:
-        raise InputError(f'the model is not fitted, and {error}. A larger image or a '
-                         'checkpoint of a fitted model helps.') from None
+        raise InputError(f'The hash functions are not fitted, and {error}. Use a '
+                         'larger image or a checkpoint of a fitted model.') from None
     return x

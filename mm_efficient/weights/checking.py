@@ -1,7 +1,8 @@
-"""Checks of checkpoint files before they are used."""
+"""Reading checkpoints of a run, with errors that say what is wrong."""
 import os.path as osp
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,16 +10,17 @@ from ..errors import InputError
 from ..files import is_local
 
 
-def check_checkpoint(path, resume=False):
+def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
     """Check that a checkpoint can be read, and read it.
 
     Args:
         path (str): Local path; anything with a scheme is left to MMEngine.
-        resume (bool): Whether a training is to go on from it. Defaults to
+        resume (bool): Whether a training is to be resumed from it. Defaults to
             False.
 
     Returns:
-        dict | None: The checkpoint on CPU, None if it is not a local file.
+        dict | None: The checkpoint on the CPU, None if it is not a local file. Tensors
+        are read from the file when used.
 
     Raises:
         InputError: If it is missing, truncated or of the wrong kind.
@@ -29,7 +31,7 @@ def check_checkpoint(path, resume=False):
         raise InputError(f'Checkpoint {path} does not exist '
                          f'(current folder: {Path.cwd()}).')
     try:
-        # like MMEngine, which reads it again later: it holds more than tensors
+        # As MMEngine does when it loads it: there are more than tensors in it
         checkpoint = torch.load(path, map_location='cpu', weights_only=False,
                                 mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling can fail in any way

@@ -1,9 +1,9 @@
-"""Published state dicts to ours: the part that every family shares.
+"""Converting published state dicts to ours: the part that all families share.
 
-A :class:`~.family.Family` recognises its published tensors and names, for every
-tensor of our model, the published tensors it is made of. Everything else happens here:
-finding the weights inside the file, checking that each published tensor is used, and
-checking the result against the model that the registry builds.
+A :class:`~.family.Family` recognises its published tensors and, for every tensor of our
+model, names the published ones it is made of. Everything else happens here: finding the
+weights inside the file, checking that every published tensor is used, and checking the
+result against the model that the registry builds.
 """
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Conversion:
         state_dict (dict[str, Tensor]): Weights of the ``ImageClassifier``,
             keys ``backbone.*`` and ``head.*``.
         meta (dict): Origin of the weights, for the checkpoint file.
-        report (str): The same for people, with the configs that fit.
+        report (str): The same as text, with the matching configs.
     """
 
     family: str
@@ -41,7 +41,7 @@ class Conversion:
 
     @property
     def checkpoint(self) -> dict:
-        """An MMEngine checkpoint, ``dict(meta=..., state_dict=...)``."""
+        """The MMEngine checkpoint ``dict(meta=..., state_dict=...)``."""
         return dict(meta=self.meta, state_dict=self.state_dict)
 
 
@@ -49,22 +49,21 @@ def convert_checkpoint(checkpoint: Mapping) -> Conversion:
     """Convert a published checkpoint to the weights of our classifier.
 
     Args:
-        checkpoint (dict): Content of the published file: a ``state_dict``,
-            alone or nested under ``state_dict_ema``, ``model``, ...
+        checkpoint (dict): Content of the published file: a state dict, alone or
+            nested under ``state_dict_ema``, ``model``, ...
 
     Returns:
         Conversion: Weights that ``ImageClassifier`` loads with
         ``strict=True``. Tensors are copies and keep their type.
 
     Raises:
-        CheckpointError: The content is no checkpoint, is of no known family,
-            is converted already, or does not fit the model tensor by tensor.
+        CheckpointError: If the content is not a checkpoint, of an unknown family,
+            already converted, or does not match the model tensor by tensor.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
             'expected a dict of tensors, alone or nested, got '
-            f'{type(checkpoint).__name__}; pass the file that the authors '
-            'published')
+            f"{type(checkpoint).__name__}; pass the authors' file")
     _refuse_our_own(checkpoint)
     family, layout, entry, tensors = _recognise(checkpoint)
     model = _build_on_meta(layout.model)
@@ -93,7 +92,7 @@ def _refuse_our_own(checkpoint: Mapping) -> None:
         origin = meta['mm_efficient']
         raise CheckpointError(
             f'already converted ({origin["family"]} {origin["arch"]}): use '
-            'the file directly, without converting and without published://')
+            'the file directly, without published://')
     if 'mmengine_version' in meta:
         raise CheckpointError(
             'this checkpoint was written by MMEngine, not published by the '
@@ -102,7 +101,7 @@ def _refuse_our_own(checkpoint: Mapping) -> None:
 
 
 def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tensor]]:
-    """Find the family, and in the file the weights that it prefers."""
+    """Find the family, and the entry of the file that it prefers."""
     found = {
         '.'.join(path) or 'top level': strip_wrappers(tensors)
         for path, tensors in nested_state_dicts(checkpoint)
@@ -110,7 +109,7 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
     if not found:
         raise CheckpointError(
             f'holds no tensors; its keys are {list_some(checkpoint)}. Pass the '
-            'file that the authors published')
+            "authors' file")
     matches: dict[str, list] = {}
     for entry, tensors in found.items():
         for family in FAMILIES:
@@ -123,7 +122,7 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
     if len(matches) > 1:
         raise CheckpointError(
             f'holds weights of several families ({", ".join(matches)}); pass '
-            'a file with one of them')
+            'a file with only one')
     (candidates,) = matches.values()
     order = candidates[0][0].entries
 
@@ -145,22 +144,22 @@ def _raise_unknown(found: Mapping[str, Tensors]) -> None:
     known = ', '.join(sorted(family.name for family in FAMILIES))
     raise CheckpointError(
         f'of no known family (known: {known}). {entry} has {len(tensors)} '
-        f'tensors: {list_some(tensors)}. Pass the file that the authors of one of '
-        'these families published')
+        f'tensors: {list_some(tensors)}. Pass a file published by the authors of '
+        'one of these families')
 
 
 def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str
              ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Make every tensor of our model; use or explicitly drop every source.
+    """Make every tensor of our model, and use or explicitly drop every source.
 
     Args:
-        layout (Layout): What the family has recognised.
+        layout (Layout): Layout that the family has recognised.
         tensors (dict[str, Tensor]): Published tensors.
         targets (dict[str, Tensor]): Our ``state_dict`` on the meta device.
-        what (str): Name of the weights in error messages.
+        what (str): Name of the weights, for error messages.
 
     Returns:
-        tuple[dict, dict]: Our ``state_dict``, and dropped key -> reason.
+        tuple[dict, dict]: Our state dict; dropped keys and the reasons.
     """
     state_dict: dict[str, Tensor] = {}
     missing, wrong, used = [], [], set[str]()
@@ -189,13 +188,13 @@ def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str
     if faults:
         raise CheckpointError(
             f'{what} does not fit our model; {"; ".join(faults)}. Nothing was '
-            'converted; get the complete file that the authors published')
+            "converted; get the authors' complete file")
     return state_dict, dropped
 
 
 def _make(source: Source, tensors: Tensors, expected: Tensor
           ) -> tuple[Tensor | None, str | None]:
-    """Return (tensor of ours, what is wrong with it or None)."""
+    """Return our tensor, and what is wrong with it if anything."""
     parts = [tensors[key].detach() for key in source.keys]
     try:
         value = source.make(*parts)
@@ -204,7 +203,7 @@ def _make(source: Source, tensors: Tensors, expected: Tensor
         return None, f'expected {tuple(expected.shape)}, got {shapes}'
     if expected.ndim == 0 and value.shape == (1, ):
         value = value[0]  # as load_state_dict does, for old files
-    # A clone, since a view would drag its whole storage into the file.
+    # A view would drag its whole storage into the file
     value = value.clone(memory_format=torch.contiguous_format)
     if value.shape != expected.shape:
         return value, (f'expected {tuple(expected.shape)}, got '
@@ -217,7 +216,7 @@ def _make(source: Source, tensors: Tensors, expected: Tensor
 
 
 def _build_on_meta(config: dict) -> nn.Module:
-    """Build a model that has names, shapes and types but no memory."""
+    """Build a model with names, shapes and types but no memory."""
     with DefaultScope.overwrite_default_scope('mmpretrain'), torch.device('meta'):
         return MODELS.build(config)
 

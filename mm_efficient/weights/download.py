@@ -1,4 +1,4 @@
-"""Published weights on the network, fetched once to a cache."""
+"""Downloading published weights once, to a cache."""
 import hashlib
 import http.client
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
+from filelock import FileLock
 
 from .family import FAMILIES, CheckpointError
 
@@ -14,14 +14,13 @@ HUB_FILE = 'model.safetensors'
 
 
 def online_address(name: str) -> str | None:
-    """Address of weights that are known by name.
+    """Look up the address of weights by name.
 
     Args:
-        name (str): One of the names that the families list, such as
-            'ecoformer_pvt_b0', or 'timm/' and a model of timm with its tag.
+        name (str): A variant, such as 'ecoformer_pvt_b0', or 'timm/MODEL.TAG'.
 
     Returns:
-        str | None: What :func:`fetch` takes; None if ``name`` is not known.
+        str | None: An address for :func:`fetch`; None if the name is unknown.
     """
     if re.fullmatch(r'timm/[\w.-]+', name):
         return name
@@ -29,43 +28,39 @@ def online_address(name: str) -> str | None:
 
 
 def published_weights() -> dict[str, str]:
-    """Names of all weights whose addresses are known, and the addresses."""
+    """Map the names of all downloadable weights to their addresses."""
     return {name: address for family in FAMILIES
             for name, address in family.downloads.items()}
 
 
 def fetch(address: str) -> Path:
-    """Path of a downloaded file, from the cache if it is there already.
+    """Download a file unless it is in the cache.
 
-    In distributed runs one process downloads. The file is checked where its hash
-    is known: from the hub, and from names that end with ``-`` and at least 8 digits
-    of the SHA-256, as those of torchvision and OpenMMLab do.
+    Of several processes that share a cache, one downloads while the others wait. The
+    file is checked where its hash is known: from the hub, and from names that end with
+    ``-`` and at least 8 digits of the SHA-256, as those of torchvision and OpenMMLab.
 
     Args:
-        address (str): http(s) address, or 'timm/' and a model of timm with its tag.
+        address (str): http(s) address, or 'timm/MODEL.TAG'.
 
     Returns:
-        Path: In PyTorch's hub folder or the cache of huggingface_hub.
+        Path: File in PyTorch's hub folder or in the cache of huggingface_hub.
 
     Raises:
-        CheckpointError: It cannot be downloaded, or its hash is wrong; then
-            nothing is left in the cache.
+        CheckpointError: If it cannot be downloaded or its hash is wrong; nothing is
+            left in the cache then.
     """
-    get = _from_hub if address.startswith('timm/') else _from_url
-    if is_main_process():
-        get(address)
-    barrier()
-    return get(address)  # machines that do not share the cache download here
+    return (_from_hub if address.startswith('timm/') else _from_url)(address)
 
 
 def discard(path: Path) -> None:
-    """Remove a file that :func:`fetch` gave, so that it is fetched again."""
+    """Remove a downloaded file, so that :func:`fetch` downloads it again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while chunk := file.read(2**20):
@@ -76,19 +71,24 @@ def sha256(path: str | Path) -> str:
 def _from_url(url: str) -> Path:
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     name = Path(urlparse(url).path).name or 'checkpoint'
-    # Equal file names of different addresses are different files
+    # Different addresses may share a file name
     path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(
-                url, str(path), progress=is_main_process())
-        except (OSError, http.client.HTTPException) as error:
-            raise CheckpointError(
-                f'{url}: cannot be downloaded ({error}); check the address and '
-                'the connection, or download the file and pass its path') from error
+        with FileLock(f'{path}.lock'):
+            if not path.is_file():  # now that no other process downloads it
+                _download(url, path)
     hashed = re.search(r'-([0-9a-f]{8,64})\.\w+$', name)
     return _checked(path, url, hashed[1] if hashed else '')
+
+
+def _download(url: str, path: Path) -> None:
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(
+            f'{url}: download failed ({error}); check the address and '
+            'the connection, or download the file and pass its path') from error
 
 
 def _from_hub(name: str) -> Path:
@@ -101,10 +101,10 @@ def _from_hub(name: str) -> Path:
         known = ', '.join(address for address in published_weights().values()
                           if address.startswith('timm/'))
         raise CheckpointError(
-            f'{name}: cannot be fetched from the Hugging Face hub ({reason}). '
+            f'{name}: download from the Hugging Face hub failed ({reason}). '
             f'Check the connection and the name (known: {known}), or download '
-            f'{HUB_FILE} and pass its path') from error
-    # In the cache large files are links to files named by their SHA-256
+            f'{HUB_FILE} yourself and pass its path') from error
+    # The cache stores large files under their SHA-256 and links to them
     blob = path.resolve().name
     return _checked(path, name, blob if re.fullmatch('[0-9a-f]{64}', blob) else '')
 

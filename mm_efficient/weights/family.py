@@ -1,7 +1,7 @@
-"""What is known about a family of published models: facts, names, addresses.
+"""Families of published models: facts, published names, addresses of weights.
 
-A family registers itself from its folder in :mod:`mm_efficient.models`; everything that
-works for all families (conversion, downloads, timm's names, the model zoo) reads
+A family registers itself from its folder in :mod:`mm_efficient.models`. Everything that
+serves all families (conversion, downloads, timm's names, the model zoo) reads
 :data:`FAMILIES`.
 """
 from abc import ABC, abstractmethod
@@ -35,18 +35,18 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a family has recognised in a set of tensors.
+    """How a family reads a set of published tensors.
 
     Args:
         arch (str): A key of the backbone's ``ARCHS``.
         model (dict): Config of the ``ImageClassifier`` the weights belong to.
         sources (Callable[[str], Source]): From a key of that model's
             ``state_dict`` to the published tensors.
-        variants (Sequence[str]): Variants whose model the result fits.
+        variants (Sequence[str]): Variants whose models the weights fit.
         layout (str): Naming scheme of the tensors. Defaults to 'published'.
         ignored (dict[str, str]): Regular expression of published keys that
             our model does not need -> reason. Defaults to nothing.
-        notes (Sequence[str]): What the tensors cannot tell and the user must know.
+        notes (Sequence[str]): What the user must know and the tensors cannot tell.
     """
 
     arch: str
@@ -60,14 +60,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Reported:
-    """Results that the authors of a family report. None of them is ours.
+    """Results reported by the authors of a family, not reproduced here.
 
     Args:
         figures (dict[str, dict]): By variant: ``parameters`` and ``macs`` of the
             classifier at 224 x 224, in the digits given; by method ('cls',
             'retinanet', ...), the metrics as MIM names them.
-        sources (dict[str, str]): Where the figures of a method are from.
-        notes (tuple[str]): What to know about the figures, in Markdown.
+        sources (dict[str, str]): Method -> source of its figures.
+        notes (tuple[str]): Remarks on the figures, in Markdown.
         deviates (frozenset[tuple[str, str]]): Variant and key of figures that differ
             from the released code, with the reason in ``notes``.
     """

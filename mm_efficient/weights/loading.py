@@ -1,6 +1,7 @@
 """Loading pretrained weights completely or not at all."""
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
@@ -14,16 +15,19 @@ from .matching import (
     nested_state_dicts,
     strip_wrappers,
 )
-from .reading import read_untrusted
+from .reading import SCHEME, read_untrusted
+
+# What a check has read, for the loading that follows; see `_read`
+_kept: dict[tuple[str, int | None], Any] = {}
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
                     map_location: str = 'cpu') -> None:
     """Load ``init_cfg=dict(type='Pretrained', ...)`` of a backbone.
 
-    MMEngine's own loading only warns about what does not fit, and without
-    ``prefix`` would load nothing of a classifier's checkpoint. Here the
-    backbone's part is found, and has to fit.
+    MMEngine itself only warns about tensors that do not fit, and without ``prefix``
+    loads nothing from a classifier's checkpoint. Here the backbone's part is found and
+    has to fit.
 
     Args:
         backbone (PyramidBackbone): Receives the weights.
@@ -32,7 +36,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         map_location (str): Device to read the file to. Defaults to 'cpu'.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
+        CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
     state_dict = match_pretrained(backbone, checkpoint, prefix, map_location)
     backbone.load_state_dict(state_dict, strict=False)
@@ -42,24 +46,27 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
 
 def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
-                     map_location: str = 'cpu') -> dict[str, Tensor]:
+                     map_location: str = 'cpu', keep: bool = False
+                     ) -> dict[str, Tensor]:
     """Read the weights of a backbone from a file, and check that they fit.
 
     Args:
-        backbone (PyramidBackbone): What the weights are for, not changed.
+        backbone (PyramidBackbone): Backbone for the weights; not changed.
         checkpoint (str): Any MMEngine checkpoint URI, ``published://`` included.
-        prefix (str, optional): Part of the file that holds the backbone.
-            Defaults to None: ``'backbone.'`` if there is such a part, else
-            the whole file.
+        prefix (str, optional): Prefix of the backbone's keys. Defaults to None:
+            ``'backbone.'`` if there are such keys, else the whole file.
         map_location (str): Device to read the file to. Defaults to 'cpu'.
+        keep (bool): Whether to keep what was read for the next call, which loads
+            it. Defaults to False.
 
     Returns:
-        dict[str, Tensor]: The weights, by the backbone's own names.
+        dict[str, Tensor]: The weights under the backbone's own names.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
+        CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+    loaded = _read(checkpoint, keep, lambda source: CheckpointLoader.load_checkpoint(
+        source, map_location))
     if not isinstance(loaded, dict):
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
@@ -72,22 +79,22 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
                      source: Any, prefix: str | None = None) -> dict[str, Tensor]:
     """Find the weights of a backbone in a state dict, and check that they fit.
 
-    Tensors may be left over only where the backbone lacks the module, such as
-    a stage behind the last of ``out_indices``; and may be missing only where
-    the backbone says so by ``DENSE_ONLY``. A backbone that can use weights of a
-    related form has a method ``adapt_weights``.
+    Extra tensors are ignored only for modules that the backbone lacks, such as stages
+    after the last of ``out_indices``. Tensors may be missing only if they match
+    ``DENSE_ONLY``. A backbone that accepts weights of a related form has a method
+    ``adapt_weights``.
 
     Args:
-        backbone (PyramidBackbone): What the weights are for, not changed.
+        backbone (PyramidBackbone): Backbone for the weights; not changed.
         state_dict (Mapping[str, Tensor]): Weights of the backbone or of a whole model.
         source (Any): Where they come from, for messages.
         prefix (str, optional): See :func:`match_pretrained`. Defaults to None.
 
     Returns:
-        dict[str, Tensor]: The weights, by the backbone's own names.
+        dict[str, Tensor]: The weights under the backbone's own names.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
+        CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
     weights = _select(state_dict, prefix)
     if hasattr(backbone, 'adapt_weights'):
@@ -101,13 +108,13 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
     if mismatch:
         raise CheckpointError(
             f'{source} does not fit {type(backbone).__name__}; {mismatch}. '
-            'Nothing was loaded. Check arch and prefix; a file of the '
-            'original authors is named published://PATH')
+            "Nothing was loaded. Check arch and prefix; write the authors' own file "
+            'as published://PATH')
     return weights
 
 
 def _select(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
-    """The backbone's tensors, without prefixes."""
+    """Select the backbone's tensors and strip prefixes."""
     tensors = strip_wrappers(state_dict)
     if prefix is None:
         prefix = 'backbone.'
@@ -120,7 +127,7 @@ def _select(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, T
 
 
 def _has_module(backbone: nn.Module, key: str) -> bool:
-    """Whether the stage, or other direct child, that ``key`` is in exists."""
+    """Whether the backbone has the stage, or other direct child, of ``key``."""
     name, *rest = key.split('.')
     if name == 'stages' and rest and rest[0].isdigit():
         return int(rest[0]) < len(list(backbone.get_submodule(name).children()))
@@ -128,20 +135,40 @@ def _has_module(backbone: nn.Module, key: str) -> bool:
 
 
 def load_weights(model: nn.Module, source: str) -> None:
-    """Load all weights of any model, such as a teacher, from somebody's file.
+    """Load all weights of any model, such as a teacher, from an untrusted file.
 
     Args:
         model (nn.Module): Receives the weights.
+        source (str): See :func:`match_weights`.
+
+    Raises:
+        CheckpointError: If the file is missing or cannot be read, or a tensor is
+            missing, unexpected or of another shape.
+    """
+    model.load_state_dict({**model.state_dict(), **match_weights(model, source)})
+
+
+def match_weights(model: nn.Module, source: str, keep: bool = False
+                  ) -> dict[str, Tensor]:
+    """Read all weights of any model from somebody's file, and check that they fit.
+
+    Args:
+        model (nn.Module): What the weights are for, not changed.
         source (str): File (``.pth``, ``.safetensors``) or address of a state dict,
             alone or nested under ``model``, ``state_dict``, ... Only tensors and
             plain data are read.
+        keep (bool): Whether to keep what was read for the next call, which loads
+            it. Defaults to False.
+
+    Returns:
+        dict[str, Tensor]: The weights, by the model's own names.
 
     Raises:
         CheckpointError: If the file is missing or cannot be read, or a tensor is
             missing, unexpected or of another shape.
     """
     try:
-        content = read_untrusted(source)
+        content = _read(source, keep, read_untrusted)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from None
     expected = model.state_dict()
@@ -154,4 +181,17 @@ def load_weights(model: nn.Module, source: str) -> None:
     if mismatches[best]:
         raise CheckpointError(
             f'{source} does not fit {type(model).__name__}; {mismatches[best]}')
-    model.load_state_dict({**expected, **found[best]})
+    return found[best]
+
+
+def _read(source: str, keep: bool, reader: Callable[[str], Any]) -> Any:
+    """Read and convert a file once for a check and for the loading after it.
+
+    With ``keep`` the content stays until the next call, unless the file changes.
+    """
+    path = source.removeprefix(SCHEME)
+    key = (source, os.stat(path).st_mtime_ns if os.path.isfile(path) else None)
+    content = _kept.pop(key) if key in _kept else reader(source)
+    if keep:
+        _kept[key] = content
+    return content

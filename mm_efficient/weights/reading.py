@@ -1,4 +1,4 @@
-"""Reading published files, which nobody vouches for, and writing ours."""
+"""Reading untrusted published files, and writing ours."""
 import argparse
 import os
 import re
@@ -25,17 +25,16 @@ def convert_file(source: str) -> Conversion:
     """Read a published checkpoint and convert it.
 
     Args:
-        source (str): Path, http(s) address, anything else that MMEngine's
-            checkpoint loader takes, or the name of weights whose address is
-            known: a variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or
-            without ``published://``.
+        source (str): Path, any MMEngine checkpoint URI, or a name whose address is
+            known: a variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or without
+            ``published://``.
 
     Returns:
         Conversion: See :func:`convert_checkpoint`.
 
     Raises:
-        CheckpointError: The file cannot be fetched, read or converted.
-        FileNotFoundError: There is no such file.
+        CheckpointError: If the file cannot be fetched, read or converted.
+        FileNotFoundError: If there is no such file.
     """
     source = str(source)
     source = source[len(SCHEME):] if source.startswith(SCHEME) else source
@@ -48,13 +47,12 @@ def convert_file(source: str) -> Conversion:
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
 def load_from_published(filename: str, map_location: Any = None) -> dict:
-    """MMEngine's loader for ``published://``: read, convert, report.
+    """Load ``published://`` addresses for MMEngine: read, convert, report.
 
     Args:
-        filename (str): ``published://`` and a source for
-            :func:`convert_file`.
-        map_location (optional): Not used, the weights stay on the CPU and are
-            copied to the model from there. Defaults to None.
+        filename (str): ``published://`` and a source for :func:`convert_file`.
+        map_location (optional): Ignored; the weights stay on the CPU.
+            Defaults to None.
 
     Returns:
         dict: ``dict(meta=..., state_dict=...)`` of the ``ImageClassifier``.
@@ -65,11 +63,11 @@ def load_from_published(filename: str, map_location: Any = None) -> dict:
 
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
-    """Write a checkpoint so that ``path`` is complete or not touched at all.
+    """Write a checkpoint as a whole or not at all.
 
     Args:
         checkpoint (dict): Anything that ``torch.save`` takes.
-        path (str | Path): File to write; its folder is created when needed.
+        path (str | Path): File to write; its folder is created if needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,18 +76,17 @@ def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
 
 
 def read_untrusted(source: str) -> Any:
-    """Read a file without running anything that it contains.
+    """Read a file without executing anything in it.
 
     Args:
-        source (str): Path, http(s) address or anything else that MMEngine's
-            checkpoint loader takes.
+        source (str): Path, any MMEngine checkpoint URI, or a known name.
 
     Returns:
         Any: Its content, on the CPU.
 
     Raises:
-        CheckpointError: The file cannot be fetched or read.
-        FileNotFoundError: There is no such file.
+        CheckpointError: If the file cannot be fetched or read.
+        FileNotFoundError: If there is no such file.
     """
     if re.match('https?://', source):
         return _read_online(source)
@@ -136,14 +133,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _untrusted(name: str) -> Iterator[None]:
-    """Open a file without running anything that it contains.
+    """Context in which ``torch.load`` accepts only tensors and plain data.
 
-    Every ``torch.load`` inside accepts tensors and plain data only. Training
-    scripts store their arguments beside the weights, hence
-    ``argparse.Namespace`` is accepted too, from PyTorch 2.5 on.
+    ``argparse.Namespace`` is accepted too, from PyTorch 2.5 on: training scripts store
+    their arguments beside the weights.
 
     Raises:
-        CheckpointError: The file cannot be read, with ``name`` and the reason.
+        CheckpointError: If the file cannot be read, with ``name`` and the reason.
     """
     allow = getattr(torch.serialization, 'safe_globals', None)
     variable = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -166,10 +162,10 @@ def _why_unreadable(error: Exception) -> str:
     refused = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class) '
                         r'(\S+)', str(error))
     if refused is None:
-        # PyTorch goes on with a page of general advice, of no use here
+        # PyTorch adds a page of general advice
         detail = str(error).split('Weights only load failed')[0]
         detail = ' '.join(f'{type(error).__name__} {detail}'.split())
-        return ('not a checkpoint, or only a part of one; get the file again '
+        return ('not a checkpoint, or an incomplete one; get the file again '
                 f'({textwrap.shorten(detail, 120)})')
     kind = refused[1].rstrip('.')
     if kind.startswith('mmengine.'):

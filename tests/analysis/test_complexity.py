@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mm_efficient.analysis.complexity import count
-from mm_efficient.analysis.models import Subject, complexity, find_model
-from mm_efficient.errors import InputError
+from mm_efficient.analysis.models import ModelSpec, complexity, find_model
+from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.models.base import fit_where_needed
 from mm_efficient.models.ecoformer.layers import NUM_ANCHORS, HashAttention
 from mm_efficient.models.soft.backbone import HEAD_DIMS, SOFTAttention
@@ -132,13 +132,13 @@ def published_extra(backbone):
 @pytest.mark.parametrize('name, path', variants())
 def test_reference_figures(name, path):
     reference = json.loads(path.read_text())
-    subject = find_model(name)
-    cost = complexity(subject, reference['macs_input'][2:])
+    spec = find_model(name)
+    cost = complexity(spec, reference['macs_input'][2:])
     assert cost.parameters == reference['num_params']
     assert cost.modules['backbone'].parameters == reference['num_params_backbone']
     assert not cost.uncounted
     with torch.device('meta'):
-        backbone = subject.build().backbone
+        backbone = spec.build().backbone
     assert cost.macs + published_extra(backbone) == reference['macs_measured']
 
 
@@ -147,11 +147,11 @@ def test_reference_figures(name, path):
 
 @pytest.mark.parametrize('name', ['soft_tiny', 'swiftformer_xs', 'ecoformer_pvt_b0'])
 def test_meta_device_counts_what_a_cpu_does(name):
-    subject = find_model(name)
-    model, x = subject.build(), torch.randn(1, 3, 96, 128)
+    spec = find_model(name)
+    model, x = spec.build(), torch.randn(1, 3, 96, 128)
     if hasattr(model.backbone, 'fit'):
         fit_where_needed(model, torch.randn(2, 3, 96, 96))
-    on_cpu, on_meta = count(model, x, subject.run), complexity(subject, (96, 128))
+    on_cpu, on_meta = count(model, x, spec.run), complexity(spec, (96, 128))
     assert on_cpu.macs == on_meta.macs
     assert on_cpu.activations == on_meta.activations
 
@@ -170,9 +170,9 @@ def test_detector():
 
 
 def test_segmentor():
-    subject = find_model('swiftformer_xs_upernet_160k')
-    assert subject.size == (512, 512)
-    cost = complexity(subject, (64, 96))
+    spec = find_model('swiftformer_xs_upernet_160k')
+    assert spec.shape == (512, 512)
+    cost = complexity(spec, (64, 96))
     auxiliary = cost.modules['auxiliary_head']
     assert auxiliary.parameters and not auxiliary.macs  # for training alone
     assert cost.macs == (cost.modules['backbone'].macs
@@ -202,13 +202,13 @@ class LooksAtValues(nn.Module):
 
 
 def test_model_that_looks_at_values():
-    cost = complexity(Subject('looks', LooksAtValues, lambda m, x: m(x), (8, 8)))
+    cost = complexity(ModelSpec('looks', LooksAtValues, lambda m, x: m(x), (8, 8)))
     assert cost.macs == 8 * 8 * 3 * 4
 
 
 def test_model_that_cannot_be_run():
-    broken = Subject('broken', lambda: nn.Linear(5, 5), lambda m, x: m(x), (8, 8))
-    with pytest.raises(InputError, match='broken cannot be run on an image of 8 x 8'):
+    broken = ModelSpec('broken', lambda: nn.Linear(5, 5), lambda m, x: m(x), (8, 8))
+    with pytest.raises(ExecutionError, match='broken cannot be run on an image of 8 x'):
         complexity(broken)
 
 

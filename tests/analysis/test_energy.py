@@ -22,8 +22,8 @@ SOFTMAX = dict(pvt_b0=(2.02, 1.99, 9.25), pvt_b1=(5.02, 5.00, 23.07),
 
 @functools.cache
 def total(name, attention='hash'):
-    subject = find_model(f'ecoformer_{name}', {'model.backbone.attention': attention})
-    return sum(energy(subject).values(), Operations())
+    spec = find_model(f'ecoformer_{name}', {'model.backbone.attention': attention})
+    return sum(energy(spec).values(), Operations())
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -85,7 +85,7 @@ def test_parts(device):
         'convolutions': Operations(conv, conv),
         'linear layers': Operations(n * 8 * 24, n * 8 * 24),
         'norms': Operations(2 * n * 8, 2 * n * 8),
-        'products': Operations(2 * n * n * 8 + n * n, 2 * n * n * 8),
+        'matmuls': Operations(2 * n * n * 8 + n * n, 2 * n * n * 8),
         'hashing attention': Operations(),
     }
     assert not net.conv._forward_hooks
@@ -102,4 +102,4 @@ def test_fused_attention_is_the_same_work():
         x = torch.ones(1, 2, 7, 8, device=device)
         counts.append(count_operations(Fused().to(device), x))
     assert counts[0] == counts[1]
-    assert counts[0]['products'] == Operations(2 * 2 * 49 * 8 + 2 * 49, 2 * 2 * 49 * 8)
+    assert counts[0]['matmuls'] == Operations(2 * 2 * 49 * 8 + 2 * 49, 2 * 2 * 49 * 8)

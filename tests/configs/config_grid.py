@@ -1,11 +1,9 @@
-"""The grid of configs that the families promise, for the tests next to this file.
-
-A new family adds its row to ``FAMILIES``.
-"""
+"""The grid of configs that the registered families promise, for the tests beside it."""
 import ast
 import copy
 import functools
 import inspect
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,94 +13,60 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-import mm_efficient  # noqa: F401
+from mm_efficient.weights import FAMILIES
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
-class Family(NamedTuple):
-    """How the configs of one backbone class are named, and what they declare."""
-    prefix: str
-    example: str  # small variant that stands for the family in training
-    kinds: dict[str, dict] = {'': {}}  # suffix of the variant -> backbone settings
-    outside: tuple[str, ...] = ()  # archs without configs
-    pretrain_size: int | None = None  # of det and seg configs
-    classifier_only: tuple[str, ...] = ()  # tensors that det and seg do not have
-    cls: str = '300e'
-    fpn: str = 'fpn_80k'
-    # further classifiers: suffix of the variant, method, backbone settings
-    more_cls: tuple[tuple[str, str, dict], ...] = ()
-    warm_up: int = 0  # epochs on top of those in the name
-
-
-FAMILIES = dict(
-    SOFT=Family(
-        prefix='soft',
-        example='soft_tiny',
-        kinds={
-            '': dict(normalized=False),
-            '_norm': dict(normalized=True)
-        },
-        outside=('small_d20', ),
-        pretrain_size=224),
-    SwiftFormer=Family(
-        prefix='swiftformer', example='swiftformer_xs', fpn='fpn_40k'),
-    EcoFormerPVT=Family(
-        prefix='ecoformer_pvt', example='ecoformer_pvt_b0', cls='30e',
-        more_cls=(('_softmax', '100e', dict(attention='softmax')), )),
-    EcoFormerTwins=Family(
-        prefix='ecoformer_twins', example='ecoformer_twins_s', cls='30e',
-        more_cls=(('_softmax', '100e', dict(attention='softmax')), )),
-    LowFormer=Family(prefix='lowformer', example='lowformer_b0', warm_up=20),
-    ReduceFormer=Family(
-        prefix='reduceformer', example='reduceformer_b1', pretrain_size=224,
-        more_cls=(('_r256', '300e', {}), ('_r288', '300e', {})), warm_up=20))
+# Further classifiers of a variant: suffix of its name -> backbone settings
+EXTRAS = {'softmax': dict(attention='softmax'), 'r256': {}, 'r288': {}}
+VARIANTS = {variant: backbone for family in FAMILIES
+            for variant, backbone in family.variants.items()}
+DENSE = {variant: family.dense for family in FAMILIES for variant in family.variants}
+# The first variant of every backbone class stands for it
+EXAMPLE_OF: dict[str, str] = {}
+for _variant, _backbone in VARIANTS.items():
+    EXAMPLE_OF.setdefault(_backbone['type'], _variant)
+TASKS = dict(cls=r'\d+e', det='(retinanet|maskrcnn)_1x',
+             seg=r'(upernet_160k|fpn_[48]0k)')
 
 
 class Leaf(NamedTuple):
     """What the name of a config promises."""
-    family: str
     variant: str
-    arch: str
-    settings: dict
+    extra: str  # 'softmax', 'r256', ... or ''
     task: str
-    method: str
+    method: str  # with the schedule
+
+    @property
+    def backbone(self):
+        """Settings of the backbone."""
+        dense = DENSE[self.variant] if self.task != 'cls' else {}
+        return {**VARIANTS[self.variant], **dense, **EXTRAS.get(self.extra, {})}
 
 
-def backbone_class(family):
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.get(f'mmpretrain.{family}')
+def parse(name):
+    """What a name promises; None if it is not of the grid."""
+    task, stem = name.split('/')
+    for variant in sorted(VARIANTS, key=len, reverse=True):
+        match = re.fullmatch(rf'{variant}(?:_({"|".join(EXTRAS)}))?_({TASKS[task]})',
+                             stem)
+        if match:
+            return Leaf(variant, match[1] or '', task, match[2])
+    return None
 
 
-def expected_leaves():
-    leaves = {}
-    for name, family in FAMILIES.items():
-        for arch in backbone_class(name).ARCHS:
-            if arch in family.outside:
-                continue
-            for suffix, settings in family.kinds.items():
-                variant = f'{family.prefix}_{arch}{suffix}'
-                for task, method in (('cls', family.cls), ('det', 'retinanet_1x'),
-                                     ('det', 'maskrcnn_1x'), ('seg', 'upernet_160k'),
-                                     ('seg', family.fpn)):
-                    leaves[f'{task}/{variant}_{method}'] = Leaf(
-                        name, variant, arch, settings, task, method)
-            for suffix, method, settings in family.more_cls:
-                variant = f'{family.prefix}_{arch}{suffix}'
-                leaves[f'cls/{variant}_{method}'] = Leaf(
-                    name, variant, arch, settings, 'cls', method)
-    return leaves
+def backbone_class(name):
+    return MODELS.get(f'mmpretrain.{name}')
 
 
-EXPECTED = expected_leaves()
 ON_DISK = sorted(
     path.relative_to(CONFIGS).with_suffix('').as_posix()
     for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
+LEAVES = {name: parse(name) for name in ON_DISK}
 EVERY_LEAF = pytest.mark.parametrize('name', ON_DISK)
-EXAMPLES = [
-    name for name, leaf in EXPECTED.items()
-    if leaf.variant == FAMILIES[leaf.family].example
-]
+EXAMPLES = [name for name, leaf in LEAVES.items()
+            if leaf and leaf.variant in EXAMPLE_OF.values()]
 
 
 @functools.cache
@@ -136,11 +100,10 @@ def _meta_backbone(config, scope):
 
 def smallest(name):
     """The config of the same kind and method for the smallest variant of a family."""
-    leaf = EXPECTED[name]
-    family = FAMILIES[leaf.family]
-    kind = leaf.variant.removeprefix(f'{family.prefix}_{leaf.arch}')
-    kind = '' if kind in family.kinds else kind
-    return f'{leaf.task}/{family.example}{kind}_{leaf.method}'
+    leaf = LEAVES[name]
+    variant = EXAMPLE_OF[leaf.backbone['type']]
+    extra = f'_{leaf.extra}' if leaf.extra else ''
+    return f'{leaf.task}/{variant}{extra}_{leaf.method}'
 
 
 # What a run reads of a config. The rest are names that other configs build on.

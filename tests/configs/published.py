@@ -1,7 +1,8 @@
-"""Published values from the tables of docs/recipes.md, for the tests next to this file.
+"""Published values from the tables of the pages, for the tests beside this file.
 
-A table belongs to the last line ``Configs: `pattern`, ...`` before it. Its columns are
-the setting, the keys of it, one per group of configs, and at most one of remarks.
+They are in docs/recipes.md and on the pages of families, docs/families/. A table is for
+the last line ``Configs: `pattern`, ...`` before it. Its columns are the setting, the
+keys of it, one per group of configs, and at most one of remarks.
 """
 import functools
 import math
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 
 from config_grid import CONFIGS, ON_DISK
 
-PAGE = CONFIGS.parent / 'docs' / 'recipes.md'
+DOCS = CONFIGS.parent / 'docs'
+PAGES = [DOCS / 'recipes.md', *sorted(DOCS.glob('families/*.md'))]
 LOADERS = dict(train_pipeline='train_dataloader.dataset.pipeline',
                test_pipeline='test_dataloader.dataset.pipeline')
 
@@ -68,7 +70,7 @@ def configs_of(head, patterns):
     return found
 
 
-def read_row(cells, head, patterns, line):
+def read_row(cells, head, patterns, where):
     """The values of a row as pairs of a config and a value."""
     setting, keys = cells[0], read_keys(cells[1])
     for title, cell in zip(head[2:], cells[2:]):
@@ -76,18 +78,27 @@ def read_row(cells, head, patterns, line):
             continue
         parts = [read_value(part) for part in re.split(r',\s*(?![^(\[]*[)\]])', cell)]
         parts = parts * len(keys) if parts == [None] else parts
-        assert len(parts) == len(keys), f'{PAGE.name}:{line}: {len(keys)} keys: {cell}'
+        assert len(parts) == len(keys), f'{where}: {len(keys)} keys: {cell}'
         for config in configs_of(title, patterns):
             for key, value in zip(keys, parts):
-                yield config, Published(f'{PAGE.name}:{line}: {setting}', key, value,
+                yield config, Published(f'{where}: {setting}', key, value,
                                         title == 'published')
 
 
 @functools.cache
 def published():
     """Published values by config."""
-    values, patterns, head = defaultdict(list), [], []
-    for line, text in enumerate(PAGE.read_text(encoding='utf-8').splitlines(), 1):
+    values = defaultdict(list)
+    for page in PAGES:
+        for config, value in read_page(page):
+            values[config].append(value)
+    return values
+
+
+def read_page(page):
+    """The values of a page's tables as pairs of a config and a value."""
+    patterns, head = [], []
+    for line, text in enumerate(page.read_text(encoding='utf-8').splitlines(), 1):
         if text.startswith('Configs: '):
             patterns = re.findall('`([^`]+)`', text)
         elif not text.startswith('|'):
@@ -96,9 +107,7 @@ def published():
             head = [cell.strip() for cell in text.strip('|').split('|')]
         elif 'in the config' in head and not set(text) <= set('|-'):
             cells = [cell.strip() for cell in text.strip('|').split('|')]
-            for config, value in read_row(cells, head, patterns, line):
-                values[config].append(value)
-    return values
+            yield from read_row(cells, head, patterns, f'{page.name}:{line}')
 
 
 def is_same(value, wanted):

@@ -95,12 +95,12 @@ class Recipe:
 
 def check_timm_schedule(run, epochs):
     """Learning rates are those of a training script with timm's schedule."""
-    schedule = run.value('param_scheduler.WarmUpCosineLR')
+    schedule = run.value('param_scheduler.WarmupCosineLR')
     lr = run.value('optim_wrapper.optimizer.lr')
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = CosineLRScheduler(
         optimizer, t_initial=schedule.T_max, lr_min=schedule.eta_min,
-        warmup_t=schedule.warm_up, warmup_lr_init=schedule.warm_up_lr, cycle_limit=1)
+        warmup_t=schedule.warmup, warmup_lr_init=schedule.warmup_lr_init, cycle_limit=1)
     batch = GPUS * run.value('train_dataloader.batch_size')
     assert run.epoch_length == IMAGES // batch
     assert run.loop.max_epochs == schedule.T_max

@@ -1,13 +1,13 @@
-"""Every config against the published values, which stand in docs/recipes.md."""
+"""Every config against the published values, which stand in docs/."""
 import copy
 
 import pytest
 from config_grid import EVERY_LEAF, ON_DISK, differing_keys, load, smallest
-from published import LOADERS, PAGE, lookup, published, read_value, unlike_published
+from published import DOCS, LOADERS, lookup, published, read_value, unlike_published
 from recipe_runner import GPUS, evaluated
 
 pytestmark = pytest.mark.skipif(
-    not PAGE.exists(), reason='needs the pages of a checkout')
+    not DOCS.exists(), reason='needs the pages of a checkout')
 CLASSIFIERS = [name for name in ON_DISK if name.startswith('cls')]
 
 

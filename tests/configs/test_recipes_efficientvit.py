@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from config_grid import EXPECTED, differing_keys, load
+from config_grid import LEAVES, differing_keys, load
 from recipe_runner import (
     GPUS,
     IMAGES,
@@ -39,8 +39,8 @@ def test_augmentation(variant, recipe):
 
 
 @pytest.mark.parametrize('config', [
-    config for config, leaf in EXPECTED.items()
-    if leaf.task == 'cls' and leaf.family == 'LowFormer'])
+    config for config, leaf in LEAVES.items()
+    if leaf.task == 'cls' and leaf.variant.startswith('lowformer_')])
 def test_accumulation(config):
     wrapper = load(config).optim_wrapper
     count = wrapper.get('accumulative_counts', 1)
@@ -95,10 +95,10 @@ def test_average(variant, recipe):
     hook.before_run(run.runner)
     assert hook.evaluate_on_ema
     decay = 1 - run.value('custom_hooks.EMAHook.momentum')
-    warm_up = run.value('custom_hooks.EMAHook.warm_up')
+    warmup = run.value('custom_hooks.EMAHook.warmup')
     for steps in (0, 1, 2000, 10000, 300000):
         assert hook.ema_model.decay(steps) == pytest.approx(
-            decay * (1 - math.exp(-steps / warm_up)))
+            decay * (1 - math.exp(-steps / warmup)))
 
 
 def test_drop_path_of_lowformer(recipe):
@@ -171,4 +171,4 @@ def test_evaluation_at_another_resolution_is_the_same_training(arch, size):
     assert differing_keys(same, config) <= {
         f'{loader}_dataloader.dataset.pipeline.{step}' for loader in ('val', 'test')
         for step in ('ResizeEdge.scale', 'CenterCrop.crop_size')
-    } | {f'custom_hooks.ReestimateBNHook.{key}' for key in ('resolution', 'test')}
+    } | {f'custom_hooks.PreciseBNEvalHook.{key}' for key in ('resolution', 'test')}

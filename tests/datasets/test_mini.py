@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mm_efficient.datasets import mini
-from mm_efficient.datasets.mini import CLASSES, prepare
+from mm_efficient.datasets.mini import CLASSES, generate_dataset
 from mm_efficient.datasets.scenes import GROUNDS, SHAPES, draw_scene
 
 SMALL = dict(num_train=6, num_val=3)
@@ -15,7 +15,7 @@ SMALL = dict(num_train=6, num_val=3)
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mini')
     for name in ('coco', 'ade', 'imagenet'):
-        prepare(name, folder, **SMALL)
+        generate_dataset(name, folder, **SMALL)
     return folder
 
 
@@ -34,14 +34,14 @@ def scene(index, split='train'):
 
 def test_coco_masks_are_the_visible_parts(coco):
     for index in range(SMALL['num_train']):
-        drawn = scene(index)
+        expected = scene(index)
         anns = coco.loadAnns(coco.getAnnIds([index + 1], iscrowd=False))
-        assert len(anns) == len(drawn.masks) > 0
-        for ann, mask, label in zip(anns, drawn.masks, drawn.labels):
+        assert len(anns) == len(expected.masks) > 0
+        for ann, mask, label in zip(anns, expected.masks, expected.labels):
             decoded = coco.annToMask(ann).astype(bool)
             assert np.array_equal(decoded, mask)
             assert coco.cats[ann['category_id']]['name'] == SHAPES[label]
-        assert np.sum(drawn.masks, 0).max() == 1  # nobody owns a pixel twice
+        assert np.sum(expected.masks, 0).max() == 1  # no pixel belongs to two objects
 
 
 def test_coco_areas_and_boxes(coco):
@@ -54,18 +54,18 @@ def test_coco_areas_and_boxes(coco):
         assert (x + w, y + h) == (columns.max() + 1, rows.max() + 1)
 
 
-@pytest.mark.parametrize('part', ['train', 'val'])
-def test_coco_has_a_crowd_and_polygons(root, part):
-    path = root / f'coco/annotations/instances_{part}2017.json'
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_coco_has_a_crowd_and_polygons(root, split):
+    path = root / f'coco/annotations/instances_{split}2017.json'
     content = json.loads(path.read_text())
     crowds = [a for a in content['annotations'] if a['iscrowd']]
     assert crowds and all('counts' in a['segmentation'] for a in crowds)
     assert all(isinstance(a['segmentation'], list)
                for a in content['annotations'] if not a['iscrowd'])
     for image in content['images']:
-        file = root / f'coco/{part}2017' / image['file_name']
+        file = root / f'coco/{split}2017' / image['file_name']
         assert Image.open(file).size == (image['width'], image['height'])
-    assert len(content['images']) == SMALL[f'num_{part}']
+    assert len(content['images']) == SMALL[f'num_{split}']
 
 
 def test_a_mask_with_holes_and_parts_survives_its_polygons():
@@ -91,21 +91,21 @@ def test_ade_label_maps(root):
         image = Image.open(root / f'ade/images/training/{name}.jpg')
         assert label_map.shape == image.size[::-1]
         found |= set(np.unique(label_map))
-        drawn = scene(index)
-        for mask, label in zip(drawn.masks, drawn.labels):
+        expected = scene(index)
+        for mask, label in zip(expected.masks, expected.labels):
             assert (label_map[mask] == len(GROUNDS) + label + 1).all()
-        if drawn.crowd is not None:
-            assert (label_map[drawn.crowd] == 0).all()
+        if expected.crowd is not None:
+            assert (label_map[expected.crowd] == 0).all()
     assert found <= set(range(len(CLASSES['ade']) + 1))
     assert {0, 1, 2} <= found
 
 
 def test_imagenet_folders(root):
-    for part in ('train', 'val'):
-        folders = sorted(p.name for p in (root / 'imagenet' / part).iterdir())
+    for split in ('train', 'val'):
+        folders = sorted(p.name for p in (root / 'imagenet' / split).iterdir())
         assert folders == sorted(CLASSES['imagenet'])
-        files = list((root / 'imagenet' / part).rglob('*.JPEG'))
-        assert len(files) == SMALL[f'num_{part}']
+        files = list((root / 'imagenet' / split).rglob('*.JPEG'))
+        assert len(files) == SMALL[f'num_{split}']
 
 
 def test_objects_of_several_sizes_overlap():
@@ -113,9 +113,9 @@ def test_objects_of_several_sizes_overlap():
     shares = [m.sum() / m.size for s in scenes for m in s.masks]
     assert min(shares) < 0.01 and max(shares) > 0.15
     boxes_meet = 0
-    for drawn in scenes:
+    for expected in scenes:
         boxes = [(*np.argwhere(m).min(0), *np.argwhere(m).max(0))
-                 for m in drawn.masks]
+                 for m in expected.masks]
         boxes_meet += any(
             a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
             for i, a in enumerate(boxes) for b in boxes[:i])
@@ -124,7 +124,7 @@ def test_objects_of_several_sizes_overlap():
 
 def test_same_files_again(root, tmp_path):
     for name in ('coco', 'ade', 'imagenet'):
-        again = prepare(name, tmp_path, **SMALL)
+        again = generate_dataset(name, tmp_path, **SMALL)
         files = sorted(p for p in again.rglob('*') if p.is_file())
         assert len(files) > 6
         for file in files:
@@ -132,31 +132,31 @@ def test_same_files_again(root, tmp_path):
             assert first.read_bytes() == file.read_bytes(), file
 
 
-def test_another_seed_gives_other_pictures(root, tmp_path):
-    prepare('imagenet', tmp_path, seed=1, **SMALL)
+def test_another_seed_gives_other_images(root, tmp_path):
+    generate_dataset('imagenet', tmp_path, seed=1, **SMALL)
     name = 'imagenet/train/circle/circle_00000.JPEG'
     assert (tmp_path / name).read_bytes() != (root / name).read_bytes()
 
 
 def test_present_data_is_kept_and_outdated_data_replaced(tmp_path):
-    folder = prepare('imagenet', tmp_path, **SMALL)
+    folder = generate_dataset('imagenet', tmp_path, **SMALL)
     file = folder / 'train/circle/circle_00000.JPEG'
     stamp = file.stat().st_mtime_ns
-    prepare('imagenet', tmp_path, **SMALL)
+    generate_dataset('imagenet', tmp_path, **SMALL)
     assert file.stat().st_mtime_ns == stamp
-    prepare('imagenet', tmp_path, num_train=10, num_val=3)
+    generate_dataset('imagenet', tmp_path, num_train=10, num_val=3)
     assert len(list((folder / 'train').rglob('*.JPEG'))) == 10
     assert [p.name for p in tmp_path.iterdir()] == ['imagenet']
 
 
-def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*args):
         (args[0] / 'train').mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setitem(mini._WRITERS, 'imagenet', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare('imagenet', tmp_path, **SMALL)
+        generate_dataset('imagenet', tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,15 +164,15 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     own = tmp_path / 'imagenet' / 'precious.txt'
     own.parent.mkdir()
     own.write_text('mine')
-    with pytest.raises(FileExistsError, match='was not written by'):
-        prepare('imagenet', tmp_path, **SMALL)
+    with pytest.raises(FileExistsError, match='is not a generated data set'):
+        generate_dataset('imagenet', tmp_path, **SMALL)
     assert own.read_text() == 'mine'
 
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(name='voc'), 'expected one'),
-    (dict(name='ade', num_val=0), 'at least one picture'),
+    (dict(name='ade', num_val=0), 'at least one image'),
 ])
 def test_wrong_arguments(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        prepare(root=tmp_path, **kwargs)
+        generate_dataset(root=tmp_path, **kwargs)

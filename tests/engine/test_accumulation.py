@@ -3,10 +3,10 @@ from types import SimpleNamespace
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mm_efficient.engine.hooks import AccumulationRestartHook
+from mm_efficient.engine.accumulation import AccumulationRestartHook
 
 
-def test_every_epoch_accumulates_anew():
+def test_accumulation_restarts_every_epoch():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     wrapper = build_optim_wrapper(model, dict(

@@ -6,11 +6,9 @@ import sys
 
 import pytest
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from mm_efficient.engine.distributed import CPUDistributedDataParallel
-from mm_efficient.runs.distributed import init_distributed
 
 # Two processes see the samples 1 and 2; d(loss)/d(weight) is the sample, so one
 # step of SGD with learning rate 1 from weight 0 leads to -(1 + 2) / 2.
@@ -22,7 +20,7 @@ from mmengine.dist import get_dist_info
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
-from mm_efficient.engine.distributed import init_distributed
+from mm_efficient.runs.distributed import join_processes
 
 class Model(BaseModel):
     def __init__(self):
@@ -36,8 +34,8 @@ class Model(BaseModel):
         return dict(loss=(self.weight * inputs).sum() + zero)
 
 launcher, folder = sys.argv[1:]
-cfg = Config(dict(launcher=launcher, env_cfg=dict(dist_cfg=dict(backend='nccl'))))
-init_distributed(cfg)
+cfg = Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl'))))
+join_processes(cfg, launcher)
 runner = Runner(
     Model(), work_dir=folder, launcher=launcher, cfg=cfg,
     train_dataloader=dict(
@@ -106,27 +104,6 @@ def test_two_processes_average_their_gradients(launch, tmp_path, cpu_only):
         assert json.loads((tmp_path / f'{rank}.json').read_text()) == dict(
             world_size=2, weight=-1.5, wrapper='CPUDistributedDataParallel',
             norm='_BatchNormXd')
-
-
-def test_single_process_is_left_alone():
-    cfg = Config(dict(launcher='none'))
-    init_distributed(cfg)
-    assert not torch.distributed.is_initialized()
-    assert 'model_wrapper_cfg' not in cfg
-
-
-def test_with_a_gpu_the_backend_is_the_configs(monkeypatch):
-    started = []
-    module = 'mm_efficient.engine.distributed'
-    monkeypatch.setattr(f'{module}.get_device', lambda: 'cuda')
-    monkeypatch.setattr(f'{module}.set_multi_processing', lambda distributed: None)
-    monkeypatch.setattr(f'{module}.init_dist',
-                        lambda launcher, **kwargs: started.append((launcher, kwargs)))
-    cfg = Config(dict(
-        launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=9))))
-    init_distributed(cfg)
-    assert started == [('pytorch', dict(backend='nccl', timeout=9))]
-    assert 'model_wrapper_cfg' not in cfg
 
 
 def test_wrapper_refuses_a_model_elsewhere():

@@ -87,7 +87,7 @@ def test_fitted_before_the_first_iteration(tmp_path, fits):
     shapes, = fits
     assert len(shapes) == 3 and all(s[:3] == (1, 3, 96) for s in shapes)
     log, = (tmp_path / 'with').glob('*/*.log')
-    assert 'functions of 4 attentions to 3 training images, at most 40' in \
+    assert 'functions of 4 attention layers to 3 training images, at most 40' in \
         log.read_text()
 
 
@@ -153,11 +153,11 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 sys.path.insert(0, sys.argv[1])
 from test_hash_fitting import Model, make_runner
-from mm_efficient.engine.distributed import init_distributed
 from mm_efficient.models.ecoformer import EcoFormer
+from mm_efficient.runs.distributed import join_processes
 
-cfg = Config(dict(launcher='pytorch'))
-init_distributed(cfg)
+cfg = Config()
+join_processes(cfg, 'pytorch')
 fits, fit = [], EcoFormer.fit
 EcoFormer.fit = lambda self, *args: (fits.append(1), fit(self, *args))
 torch.manual_seed(get_rank())

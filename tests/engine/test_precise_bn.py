@@ -17,7 +17,7 @@ STATISTICS = ('norm.running_mean', 'norm.running_var')
 
 @MODELS.register_module()
 class NormedModel(BaseModel):
-    """Normalises a number per sample, of a mean that depends on its weight."""
+    """Normalises one number per sample, scaled by its weight."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class NormedModel(BaseModel):
 
 @DATASETS.register_module()
 class Numbers(torch.utils.data.Dataset):
-    """The numbers 0 to 15, plus 100 in training resolution."""
+    """The numbers 0 to 15, plus 100 at the training resolution."""
 
     def __init__(self):
         self.transform = BatchResolution()
@@ -78,9 +78,9 @@ def state(model):
 
 
 def make_runner(folder, ema=True, epochs=2, resume=False, load_from=None, **settings):
-    hook = dict(type='ReestimateBNHook', num_samples=16, batch_size=8, resolution=48,
+    hook = dict(type='PreciseBNEvalHook', num_samples=16, batch_size=8, resolution=48,
                 **settings)
-    average = dict(type='EMAHook', ema_type='WarmUpEMA', momentum=0.3, warm_up=1)
+    ema_hook = dict(type='EMAHook', ema_type='WarmupEMA', momentum=0.3, warmup=1)
     loader = dict(batch_size=4, num_workers=0, dataset=dict(type='Numbers'),
                   sampler=dict(type='DefaultSampler', shuffle=True))
     evaluation = copy.deepcopy(loader)
@@ -91,15 +91,15 @@ def make_runner(folder, ema=True, epochs=2, resume=False, load_from=None, **sett
         train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1),
         val_cfg=dict(), test_cfg=dict(), val_evaluator=[], test_evaluator=[],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='SeedIterationHook'), hook] + [average] * ema,
+        custom_hooks=[dict(type='SeedIterationHook'), hook] + [ema_hook] * ema,
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
         resume=resume, load_from=load_from, randomness=dict(seed=0),
         cfg=Config(dict(train_dataloader=loader)), log_level='ERROR',
         experiment_name=f'{folder.name}{resume}{load_from is None}')
 
 
-def of_the_data(weight):
-    """Statistics that the numbers 0 to 15 have in two batches of 8."""
+def expected_statistics(weight):
+    """Statistics of the numbers 0 to 15 in two batches of 8."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(16, generator=generator)
     batches = order.float().view(2, 8) * weight
@@ -114,15 +114,15 @@ def run(runner, action='train'):
 
 
 @pytest.mark.parametrize('ema', [True, False])
-def test_what_is_evaluated_has_statistics_of_its_own(tmp_path, ema):
+def test_evaluated_weights_have_their_own_statistics(tmp_path, ema):
     runner = make_runner(tmp_path, ema)
     seen = run(runner)
     assert len(seen) == 2
     for found in seen:
-        mean, var = of_the_data(found['weight'])
+        mean, var = expected_statistics(found['weight'])
         torch.testing.assert_close(found['norm.running_mean'], mean[None])
         torch.testing.assert_close(found['norm.running_var'], var[None])
-    # the model in training has those of the training
+    # the model keeps those of the training
     assert runner.model.norm.running_mean > 20
 
 
@@ -132,7 +132,7 @@ def test_training_does_not_depend_on_it(tmp_path, ema):
     run(runner)
     plain = make_runner(tmp_path / 'without', ema)
     plain._hooks = [hook for hook in plain.hooks
-                    if type(hook).__name__ != 'ReestimateBNHook']
+                    if type(hook).__name__ != 'PreciseBNEvalHook']
     run(plain)
     torch.testing.assert_close(state(runner.model), state(plain.model))
     if ema:
@@ -172,5 +172,5 @@ def test_before_a_test_if_asked_to(tmp_path):
             'norm.bias': torch.zeros(1), 'norm.running_mean': torch.tensor([7.]),
             'norm.running_var': torch.tensor([5.])}), path)
         found, = run(runner, 'test')
-        expected = of_the_data(3.)[0] if asked else torch.tensor(7.)
+        expected = expected_statistics(3.)[0] if asked else torch.tensor(7.)
         torch.testing.assert_close(found['norm.running_mean'], expected[None])

@@ -31,7 +31,7 @@ def rates(hook, runner, iteration):
 
 
 def test_rates_of_the_model_grow(runner):
-    hook = DropPathProgressHook(warm_up=0.2)
+    hook = DropPathProgressHook(warmup=0.2)
     hook.before_train(runner)
     for iteration, progress in ((0, 0.), (20, 0.), (60, 0.5), (100, 1.)):
         now = rates(hook, runner, iteration)
@@ -65,7 +65,7 @@ def test_mesa_begins_when_it_is_time(runner):
     runner.model = MESAClassifier.__new__(MESAClassifier)
     nn.Module.__init__(runner.model)
     runner.hooks = [ema]
-    hook = MESAHook(weight=3., begin=0.25, warm_up=0.2)
+    hook = MESAHook(weight=3., begin=0.25, warmup=0.2)
     hook.before_train(runner)
     for iteration, active in ((0, False), (39, False), (40, True), (99, True)):
         runner.iter = iteration

@@ -24,7 +24,7 @@ def batches(length=64, epoch=0, seed=0, sampler='DefaultSampler', **settings):
     return ResolutionBatchSampler(sampler, 4, SIZES, **settings)
 
 
-def drawn(**settings):
+def sizes(**settings):
     resolutions = [{index.resolution for index in batch}
                    for batch in batches(**settings)]
     assert all(len(found) == 1 for found in resolutions)
@@ -32,15 +32,15 @@ def drawn(**settings):
 
 
 def test_every_resolution_is_equally_likely():
-    counts = Counter(drawn(length=12000))
+    counts = Counter(sizes(length=12000))
     assert set(counts) == set(SIZES)
     assert max(abs(count - 1000) for count in counts.values()) < 100
 
 
-def test_resolutions_follow_from_seed_and_position():
-    assert drawn() == drawn() == [batches().draw(0, number) for number in range(16)]
-    assert drawn(epoch=3) == [batches().draw(3, number) for number in range(16)]
-    assert len({tuple(drawn(epoch=epoch, seed=seed))
+def test_resolutions_are_derived_from_seed_and_position():
+    assert sizes() == sizes() == [batches().draw(0, number) for number in range(16)]
+    assert sizes(epoch=3) == [batches().draw(3, number) for number in range(16)]
+    assert len({tuple(sizes(epoch=epoch, seed=seed))
                 for epoch in (0, 1) for seed in (0, 1)}) == 4
 
 
@@ -82,7 +82,7 @@ def test_crop_has_the_resolution_of_the_batch():
     assert crop(SampleIndex(3, (0, 0, 0, 0), 48), SeedSample()) == (48, 48, 3)
 
 
-def test_interpolation_is_drawn_for_every_image():
+def test_every_image_has_a_random_interpolation():
     kinds = set()
     for _ in range(60):
         transform = BatchResizedCrop(40, interpolations=['nearest', 'box', 'lanczos'])
@@ -93,7 +93,7 @@ def test_interpolation_is_drawn_for_every_image():
         BatchResizedCrop(40, interpolations=['area'])
 
 
-def test_a_replaced_picture_gets_the_resolution_of_its_batch():
+def test_a_replaced_image_gets_the_resolution_of_its_batch():
     transform = BatchResolution()
     transform(dict(sample_idx=SampleIndex(3, None, 48)))
     assert transform(dict(sample_idx=7))['batch_resolution'] == 48

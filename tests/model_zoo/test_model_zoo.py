@@ -1,4 +1,4 @@
-"""The metafiles and README's tables: up to date, and readable for their readers."""
+"""The metafiles and the model zoo page: up to date, and readable by their readers."""
 import functools
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from metafiles import (
     FAMILIES,
     MEASURED,
     TASKS,
-    grid,
+    find_entries,
     measure,
     metafile,
     model_index,
@@ -21,14 +21,13 @@ from mmengine.config import Config
 from mmpretrain.apis.model import ModelHub
 from modelindex.load_model_index import load
 
-from mm_efficient.analysis.benchmark import Plan
-from mm_efficient.analysis.models import from_config
-from mm_efficient.analysis.results import COLUMNS, settings, write_rows
+from mm_efficient.analysis import from_config
+from mm_efficient.analysis.benchmark import COLUMNS, write_results
 from mm_efficient.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 STALE = 'is stale: run tools/model_zoo/update_model_zoo.py'
-ENTRIES = grid(ROOT)
+ENTRIES = find_entries(ROOT)
 measured = functools.cache(lambda: read_measured(ROOT))
 
 
@@ -74,21 +73,20 @@ def test_figures_are_measured(entry):
     assert measure(entry, ROOT) == measured()[entry.config], f'metafile {STALE}'
 
 
-def test_readme():
-    readme = (ROOT / 'README.md').read_text()
+def test_page():
+    page = (ROOT / tables.PAGE).read_text()
     parity = json.loads((ROOT / 'tests/reference/parity_errors.json').read_text())
-    text = tables.family_tables(
-        ENTRIES, measured(), parity, tables.count_peers(),
-        tables.read_times(ROOT))
-    assert tables.insert(readme, text) == readme, f'README.md {STALE}'
+    text = tables.family_tables(ENTRIES, measured(), parity, tables.count_baselines(),
+                                tables.read_latencies(ROOT))
+    assert tables.insert(page, text) == page, f'{tables.PAGE} {STALE}'
     for entry in ENTRIES:
-        assert readme.count(f'\n| `{entry.variant}` |') == 2  # measured and reported
-    with pytest.raises(ValueError, match='has no lines'):
-        tables.insert(readme.replace(tables.END, ''), tables)
+        assert page.count(f'\n| `{entry.variant}` |') == 2  # measured and reported
+    with pytest.raises(InputError, match='model_zoo.md lacks the lines'):
+        tables.insert(page.replace(tables.END, ''), text)
 
 
-def test_peers_are_counted():
-    counts = tables.count_peers()
+def test_baselines_are_counted():
+    counts = tables.count_baselines()
     assert counts['ResNet-50']['Parameters'] == 25557032
     assert counts['ResNet-50']['FLOPs'] == 4089184256  # 4.09 G, as published
     assert counts['Swin-T']['Backbone Parameters'] == 28288354 - 769000
@@ -96,32 +94,30 @@ def test_peers_are_counted():
     assert ratio == pytest.approx(800 * 1344 / 224**2, rel=1e-3)
 
 
-def test_times_in_tables(tmp_path):
-    """Relative to the peers; empty of what was not measured."""
-    where = settings(Plan(())) | dict(rounds=5)
+def test_latencies_in_tables(tmp_path):
+    """Relative to the baselines; empty for what was not timed."""
+    settings = dict(hardware='a CPU', threads=2, torch='2.11.0+cpu', rounds=5)
     names = ['resnet50_8xb32_in1k', 'swin-tiny_16xb64_in1k', 'soft_tiny_retinanet_1x']
     rows = [dict.fromkeys(COLUMNS, 20) | dict(model=name, ratio=ratio, median_ms=ms)
             for name, ratio, ms in zip(names, (1., 1.25, 0.5), (2000., 2501., 1000.))]
-    path = tmp_path / tables.TIMES['time 800']
+    path = tmp_path / 'docs' / tables.LATENCIES['latency 800']
     path.parent.mkdir(parents=True)
-    write_rows(path, rows, where)
-    times = tables.read_times(tmp_path)
-    assert list(times) == ['time 800']
+    write_results(path, rows, settings)
+    latencies = tables.read_latencies(tmp_path)
+    assert list(latencies) == ['latency 800']
     lines = tables.family_tables(
         ENTRIES, measured(), {}, {'Swin-T': dict.fromkeys(tables.COUNTS, 10**9)},
-        times).splitlines()
-    assert lines[2] == '| model | params (M) | GMACs 224 | GFLOPs 800 | time 800 |'
-    assert lines[4] == '| Swin-T | 1000.00 / 1000.00 | 1.00 | 2.0 | 1.25 / 1.00 |'
-    for line, name, time in ((lines[5], 'soft_tiny', '0.50 / 0.40'),
-                             (lines[6], 'soft_tiny_norm', '')):
-        assert line.startswith(f'| `{name}` | 13.07 / 12.56 |')
-        assert line.endswith(f'| 86.9 | {time} |')
-    notes = ' '.join(lines[lines.index('') + 1:])
-    assert 'time 800: ResNet-50 2000 ms, Swin-T 2501 ms, on ' in notes
-    assert '20 passes in 5 turns' in notes
-    write_rows(path, rows[:1], where)
-    with pytest.raises(InputError, match='has no times of swin-tiny_16xb64_in1k'):
-        tables.read_times(tmp_path)
+        latencies).splitlines()
+    assert '| model | params (M) | GMACs 224 | GFLOPs 800 | latency 800 |' in lines
+    assert '| Swin-T | 1000.00 / 1000.00 | 1.00 | 2.0 | 1.25 / 1.00 |' in lines
+    assert '| `soft_tiny` | 13.07 / 12.56 | 2.12 | 86.9 | 0.50 / 0.40 |' in lines
+    assert '| `soft_tiny_norm` | 13.07 / 12.56 | 2.12 | 86.9 |  |' in lines
+    text = ' '.join(line.strip() for line in lines)
+    assert ('Latency 800: ResNet-50 2000 ms, Swin-T 2501 ms; a CPU, 2 CPU threads, '
+            'PyTorch 2.11.0, 20 passes in 5 rounds; ') in text
+    write_results(path, rows[:1], settings)
+    with pytest.raises(InputError, match='has no results of swin-tiny_16xb64_in1k'):
+        tables.read_latencies(tmp_path)
 
 
 def test_parity_errors_are_the_worst_of_the_log():
@@ -140,7 +136,7 @@ def number(text):
 
 @pytest.mark.parametrize('variant', [v for f in FAMILIES.values() for v in f.variants])
 def test_reported_parameters_and_macs_are_those_measured(variant):
-    """Within rounding up or down, or a mark in the table says that they are not."""
+    """Within rounding up or down, unless a mark in the table says otherwise."""
     family = next(f for f in FAMILIES.values() if variant in f.variants)
     entry = next(e for e in ENTRIES if (e.variant, e.method) == (variant, 'cls'))
     for key, name in (('parameters', 'Parameters'), ('macs', 'FLOPs')):

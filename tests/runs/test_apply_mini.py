@@ -52,7 +52,7 @@ def dicts(node):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mini')
     for name in MINI_DATA.values():
-        datasets.prepare(name, folder, num_train=6, num_val=3)
+        datasets.generate_dataset(name, folder, num_train=6, num_val=3)
     return folder
 
 
@@ -83,13 +83,13 @@ def test_any_config_reads_the_miniature_data(root, source):
 def test_the_schedule_is_short_and_whole(name):
     cfg = apply_mini(load(CONFIGS / name))
     recipe = RECIPES[cfg.default_scope]
-    iters = recipe['passes'] * (200 // recipe['batch'])
+    iters = recipe['epochs'] * (200 // recipe['batch'])
     by_epoch = 'max_epochs' in cfg.train_cfg
     assert (cfg.train_cfg.max_epochs * (200 // recipe['batch'])
             if by_epoch else cfg.train_cfg.max_iters) == iters
     # warm-up and decay follow each other and end with the training
-    warm_up, decay = cfg.param_scheduler
-    assert (warm_up.begin, warm_up.end, decay.end) == (0, decay.begin, iters)
+    warmup, decay = cfg.param_scheduler
+    assert (warmup.begin, warmup.end, decay.end) == (0, decay.begin, iters)
     assert decay.T_max == decay.end - decay.begin
     total = cfg.train_cfg.get('max_epochs', iters)
     assert total / 2 <= cfg.train_cfg.val_interval < total
@@ -119,10 +119,10 @@ def test_what_a_recipe_has_takes_part_in_miniature():
     assert {'BatchResolution', 'RandAugment', 'RandomErasing'} <= set(kinds)
     assert cfg.train_dataloader.batch_sampler.resolutions == [37, 46, 55, 64]
     hooks = {hook.type: hook for hook in cfg.custom_hooks}
-    assert {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+    assert {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
             'MESAHook'} <= set(hooks)
-    assert hooks['ReestimateBNHook'].resolution == 64
-    assert hooks['EMAHook'].warm_up < 100
+    assert hooks['PreciseBNEvalHook'].resolution == 64
+    assert hooks['EMAHook'].warmup < 100
     assert cfg.optim_wrapper.accumulative_counts == 2
 
 

@@ -4,7 +4,12 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mm_efficient.errors import InputError
-from mm_efficient.runs.classes import set_num_classes, use_class_folders
+from mm_efficient.runs.classes import (
+    check_class_folders,
+    set_class_names,
+    set_num_classes,
+    use_class_folders,
+)
 
 
 def folders(root, part, names):
@@ -44,6 +49,7 @@ def test_classes_are_called_like_their_folders(tmp_path):
     for part in ('train', 'val'):
         folders(tmp_path, part, ['owl', 'cat', 'dog'])
     cfg = config(tmp_path, 3)
+    assert check_class_folders(cfg, ('train', 'val')) == ['cat', 'dog', 'owl']
     use_class_folders(cfg, ('train', 'val'))
     for part in ('train', 'val'):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -64,8 +70,8 @@ def test_names_of_the_config_stay(tmp_path):
 
 def test_other_number_of_folders(tmp_path):
     folders(tmp_path, 'train', ['cat', 'dog'])
-    with pytest.raises(InputError, match='num_classes=2') as stop:
-        use_class_folders(config(tmp_path, 1000), ('train', ))
+    with pytest.raises(InputError, match='--num-classes 2') as stop:
+        check_class_folders(config(tmp_path, 1000), ('train', ))
     assert '2 class folders' in str(stop.value)
 
 
@@ -73,7 +79,7 @@ def test_parts_with_other_folders(tmp_path):
     folders(tmp_path, 'train', ['cat', 'dog'])
     folders(tmp_path, 'val', ['cat', 'owl'])
     with pytest.raises(InputError, match=r"\['dog', 'owl'\]"):
-        use_class_folders(config(tmp_path, 2), ('train', 'val'))
+        check_class_folders(config(tmp_path, 2), ('train', 'val'))
 
 
 def test_lists_of_files_are_left_alone(tmp_path):
@@ -81,5 +87,6 @@ def test_lists_of_files_are_left_alone(tmp_path):
     (tmp_path / 'meta').mkdir()
     (tmp_path / 'meta/train.txt').write_text('some/some.png 0\n')
     cfg = config(tmp_path, 1000)
-    use_class_folders(cfg, ('train', ))
+    assert check_class_folders(cfg, ('train', )) == []
+    set_class_names(cfg, ('train', ), ['some', 'folders'])
     assert 'metainfo' not in cfg.train_dataloader.dataset

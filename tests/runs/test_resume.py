@@ -1,5 +1,4 @@
 """A resumed training goes on as if it had not been interrupted."""
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 from mm_efficient.engine.seeding import SampleIndex, SeedSample, seed_everything
-from mm_efficient.runs import configs as setup
-from mm_efficient.runs import mini
-from mm_efficient.runs.configs import build_runner, prepare_training
+from mm_efficient.runs import build_runner, prepare_training
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = dict(
@@ -51,27 +48,13 @@ def run(task, folder, workers, resume=None, name=None, **options):
     else:
         options.update({'train_cfg.max_epochs': 2,
                         'default_hooks.checkpoint.interval': 1})
-    runner = build_runner(prepare_training(argparse.Namespace(
-        config=str(CONFIGS / (name or NAMES[task])), work_dir=str(folder), mini=True,
-        resume=resume, amp=False, auto_scale_lr=False, cfg_options=options,
-        launcher='none')))
+    runner = build_runner(prepare_training(
+        CONFIGS / (name or NAMES[task]), work_dir=folder, resume=resume,
+        cfg_options=options, mini=True))
     recorder = LossRecorder()
     runner.register_hook(recorder)
     runner.train()
     return runner, recorder.losses
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """Four training pictures at half the size of a --mini run."""
-    monkeypatch.chdir(tmp_path)
-    prepare = setup.prepare
-    monkeypatch.setattr(
-        setup, 'prepare',
-        lambda name: prepare(name, num_train=4, num_val=1))
-    for recipe in mini.RECIPES.values():
-        monkeypatch.setitem(recipe, 'size', 64)
-    return tmp_path
 
 
 # With workers a loop of epochs and one of iterations
@@ -111,9 +94,9 @@ def ingredients(runner):
     ('swiftformer_xs_300e', {'DistilledClassifier', 'AGCOptimWrapper', 'EMAHook',
                              'RepeatAugSampler', 'loss_dist'}),
     ('ecoformer_pvt_b0_30e', {'HashFittingHook', 'RepeatAugSampler'}),
-    ('lowformer_e2_300e', {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+    ('lowformer_e2_300e', {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
                            'MESAHook', 'ResolutionBatchSampler', 'loss_mesa'}),
-    ('reduceformer_b1_300e', {'EMAHook', 'ReestimateBNHook', 'DropPathProgressHook',
+    ('reduceformer_b1_300e', {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
                               'ResolutionBatchSampler'})])
 def test_recipe_with_everything_it_has(tiny, teacher, name, expected):
     options = dict(name=f'cls/{name}.py',

@@ -10,11 +10,11 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = '''
-import argparse, json, sys
+import json, sys
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mm_efficient.engine import build_runner, mini, prepare_training, setup
+from mm_efficient.runs import build_runner, mini, prepare_training
 
 class Recorder(Hook):
     """Size of the images of every batch."""
@@ -25,16 +25,15 @@ class Recorder(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.sizes.append(list(data_batch['inputs'].shape[2:]))
 
-prepare = setup.prepare
-setup.prepare = lambda name: prepare(name, num_train=16, num_val=1)
+generate = mini.generate_dataset
+mini.generate_dataset = lambda name: generate(name, num_train=16, num_val=1)
 mini.RECIPES['mmpretrain'].update(size=64, batch=2)
 config, folder = sys.argv[1:3]
-runner = build_runner(prepare_training(argparse.Namespace(
-    config=config, work_dir=folder, mini=True, resume=None, amp=False,
-    auto_scale_lr=False, launcher='pytorch', cfg_options={
+runner = build_runner(prepare_training(
+    config, work_dir=folder, mini=True, launcher='pytorch', cfg_options={
         'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None,
         'train_cfg.max_epochs': 2, 'optim_wrapper.accumulative_counts': 1,
-        'log_level': 'ERROR'})))
+        'log_level': 'ERROR'}))
 recorder = Recorder()
 runner.register_hook(recorder)
 runner.train()

@@ -3,18 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from mm_efficient.runs import configs as setup
 from mm_efficient.runs import mini
 
 ROOT = Path(__file__).parents[2]
 
 
-def load_tool(name):
+def load_module(name):
+    """Import a tool by its path below tools/ without suffix."""
     path = ROOT / 'tools' / f'{name}.py'
     spec = importlib.util.spec_from_file_location(f'tool_{name}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+    return module
+
+
+def load_tool(name):
+    return load_module(name).main
 
 
 @pytest.fixture(scope='session')
@@ -43,12 +47,12 @@ def config():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """An empty working folder; --mini has eight small pictures there."""
+    """An empty working folder; --mini has eight small images there."""
     monkeypatch.chdir(tmp_path)
-    prepare = setup.prepare
+    generate = mini.generate_dataset
     monkeypatch.setattr(
-        setup, 'prepare',
-        lambda name: prepare(name, num_train=8, num_val=4))
+        mini, 'generate_dataset',
+        lambda name: generate(name, num_train=8, num_val=4))
     for recipe in mini.RECIPES.values():
         monkeypatch.setitem(recipe, 'size', 64)
     return tmp_path

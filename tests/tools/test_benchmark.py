@@ -12,14 +12,15 @@ def test_table_files_and_plot(tmp_path, monkeypatch, capsys, fails):
     tool = load_tool('analysis_tools/benchmark')
     threads = torch.get_num_threads()
     model = 'timm/mobilenetv3_small_050'
-    args = [model, '--mode', 'eager', 'channels_last', '--size', '64', '64x96',
-            '--batch', '2', '--iterations', '4', '--rounds', '2', '--warmup', '1']
+    args = [model, '--backend', 'eager', 'channels_last', '--shape', '64', '64x96',
+            '--batch-size', '2', '--iterations', '4', '--rounds', '2', '--warmup', '1']
     tool([*args, '--out', 'r.csv', 'r.json', '--plot', 'p.png', '--top1',
           f'{model}=57.9'])
     assert torch.get_num_threads() == threads
     rows = json.loads((tmp_path / 'r.json').read_text())['results']
-    assert [(r['mode'], r['height'], r['width']) for r in rows] == [
-        (mode, 64, width) for width in (64, 96) for mode in ('eager', 'channels_last')]
+    assert [(r['backend'], r['height'], r['width']) for r in rows] == [
+        (backend, 64, width) for width in (64, 96)
+        for backend in ('eager', 'channels_last')]
     assert all(row['top1_reported'] == 57.9 for row in rows)
     with open('r.csv', newline='') as file:
         assert [float(row['median_ms']) for row in csv.DictReader(file)] == [
@@ -30,18 +31,31 @@ def test_table_files_and_plot(tmp_path, monkeypatch, capsys, fails):
         assert float(cells[4]) == float(f'{row["median_ms"]:.4g}')
         assert float(cells[6]) == round(row['ratio'], 3)
         assert cells[-1] == '4'
-    assert table[0][6] == table[2][6] == '1.000'  # every size has its own baseline
-    assert Image.open('p.png').size == (1800, 600)  # a panel per size
+    assert table[0][6] == table[2][6] == '1.000'  # a baseline per shape
+    assert Image.open('p.png').size == (900, 600)
+
+    tool(['--from', 'r.json', '--top1', f'{model}=60', '--out', 'again.json'])
+    again = json.loads((tmp_path / 'again.json').read_text())['results']
+    assert again == [row | dict(top1_reported=60.) for row in rows]
 
     assert 'there is no model' in fails(tool, 'resnet5')
     assert 'has to end with' in fails(tool, model, '--out', 'r.txt')
-    assert 'reports no accuracy' in fails(tool, *args, '--size', '64', '--plot',
-                                          'q.png')
-    assert '--top1 timm/mobile: expected one of the models' in fails(
+    assert 'reports no accuracy' in fails(tool, *args, '--plot', 'q.png')
+    assert '--top1 timm/mobile: expected one of the timed models' in fails(
         tool, *args, '--top1', 'timm/mobile=57.9')
-    assert 'cannot be run on images of 1 x 3 x 16 x 16 on cpu: ValueError' in fails(
-        tool, 'swiftformer_xs', '--size', '16')
-    for wrong in ('nan', '-3', 'long'):
-        with pytest.raises(SystemExit):
-            tool([model, '--max-seconds', wrong])
-        assert f"'{wrong}' is not a positive number" in capsys.readouterr().err
+    assert 'on 1 x 3 x 16 x 16 images on cpu: ValueError' in fails(
+        tool, 'swiftformer_xs', '--shape', '16')
+    assert 'r.csv is not a result file' in fails(tool, '--from', 'r.csv')
+
+
+@pytest.mark.parametrize('args, message', [
+    (['--max-seconds', 'nan'], "invalid positive float value: 'nan'"),
+    (['--max-seconds', '-3'], "invalid positive float value: '-3'"),
+    (['--rounds', '0'], "invalid positive int value: '0'"),
+    (['--top1', 'soft_tiny'], "'soft_tiny' is not MODEL=VALUE"),
+    (['--shape', '0'], "'0' is not an image shape"),
+    (['--from', 'r.json'], 'expected either models to time, or --from FILE')])
+def test_arguments(args, message, capsys):
+    with pytest.raises(SystemExit):
+        load_tool('analysis_tools/benchmark')(['soft_tiny', *args])
+    assert message in capsys.readouterr().err

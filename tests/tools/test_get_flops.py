@@ -9,7 +9,7 @@ def get_flops(tool):
 
 
 def test_table(get_flops, capsys):
-    get_flops(['soft_tiny', 'resnet18', '--size', '96x64', '--per-module', '2'])
+    get_flops(['soft_tiny', 'resnet18', '--shape', '96x64', '--per-module', '2'])
     rows = {cells[1].strip(): [float(cell) for cell in cells[2:6]]
             for cells in (line.split('│') for line in
                           capsys.readouterr().out.splitlines())
@@ -28,4 +28,4 @@ def test_table(get_flops, capsys):
 def test_errors(get_flops, fails):
     assert 'resnet1899' in fails(get_flops, 'resnet1899')
     with pytest.raises(SystemExit):
-        get_flops(['resnet18', '--size', '0'])
+        get_flops(['resnet18', '--shape', '0'])

@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-from mm_efficient.datasets.mini import CLASSES, prepare
+from mm_efficient.datasets.mini import CLASSES, generate_dataset
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.inference import dataset_meta
 from mm_efficient.runs.mini import MINI_DATA
@@ -41,7 +41,7 @@ def save_random(path, classes=None):
 
 def reference(test, path, folder):
     """Predictions of tools/test.py, by name of the image."""
-    prepare(MINI_DATA[load_config(path).default_scope], num_train=8, num_val=4)
+    generate_dataset(MINI_DATA[load_config(path).default_scope], num_train=8, num_val=4)
     test([path, 'random.pth', '--mini', '--out', 'all.pkl', '--cfg-options',
           'log_level=ERROR'])
     DefaultScope._instance_dict.clear()
@@ -58,41 +58,56 @@ def test_same_as_tools_test(tiny, infer, test, config, task):
     infer([folder, path, 'random.pth', '--mini', '--score-thr', '0', '--out-dir', 'out',
            '--device', 'cpu'])
     found = json.loads(Path('out/predictions.json').read_text())
-    assert expected and set(found) == set(expected)
-    assert {p.name for p in Path('out').iterdir() if p.is_file()} == {
-        *expected, 'predictions.json'}
-    names = CLASSES[MINI_DATA[task]]
+    assert expected and set(found['images']) == set(expected)
+    assert found['classes'] == list(CLASSES[MINI_DATA[task]])
+    suffix = '.png' if task == 'mmpretrain' else ''
+    assert {path.name for path in Path('out/vis').iterdir()} == {
+        name + suffix for name in expected}
     for name, each in expected.items():
-        compare(task, each, found[name], names, Path('out/labels') / f'{name}.png')
-        before, after = (np.array(Image.open(Path(p) / name).convert('RGB'))
-                         for p in (folder, 'out'))
-        if task != 'mmpretrain':  # small pictures are enlarged for the text
-            assert before.shape == after.shape
+        compare(task, each, found['images'][name], found['classes'])
+        before, after = (np.array(Image.open(file).convert('RGB')) for file in (
+            Path(folder, name), Path('out/vis', name + suffix)))
+        # Classified images are enlarged for the text
+        assert min(after.shape[:2]) == (480 if task == 'mmpretrain' else
+                                        min(before.shape[:2]))
         assert before.shape != after.shape or (before != after).any()
 
 
-def compare(task, expected, found, names, label_file):
+def compare(task, expected, found, names):
     if task == 'mmpretrain':
-        scores, labels = expected['pred_score'].sort(descending=True)
-        assert [c['name'] for c in found['classes']] == [names[i] for i in labels[:5]]
-        assert [c['score'] for c in found['classes']] == pytest.approx(
-            scores[:5].tolist(), abs=1e-4)
+        scores = expected['pred_score']
+        assert found['pred_scores'] == pytest.approx(scores.tolist(), abs=1e-6)
+        assert found['pred_label'] == scores.argmax()
+        assert found['pred_score'] == pytest.approx(scores.max().item(), abs=1e-6)
+        assert found['pred_class'] == names[scores.argmax()]
     elif task == 'mmseg':
         labels = expected['pred_sem_seg']['data'][0].numpy()
-        assert (np.array(Image.open(label_file)) == labels).all()
+        assert (np.array(Image.open(Path('out', found['sem_seg']))) == labels).all()
+        assert sum(found['shares'].values()) == pytest.approx(1)
         for name, share in found['shares'].items():
-            assert share == pytest.approx((labels == names.index(name)).mean(),
-                                          abs=1e-4)
+            assert share == pytest.approx((labels == names.index(name)).mean())
     else:
         instances = expected['pred_instances']
-        objects = found['objects']
-        assert len(objects) == len(instances['scores']) > 0
-        for each, label, score, box, mask in zip(objects, *(
-                instances[key] for key in ('labels', 'scores', 'bboxes', 'masks'))):
-            assert each['name'] == names[label]
-            assert each['score'] == pytest.approx(score.item(), abs=1e-4)
-            assert each['box'] == pytest.approx(box.tolist(), abs=0.1)
-            assert each['mask']['counts'].encode() == mask['counts']
+        assert found['labels'] == instances['labels'].tolist() != []
+        for key in ('scores', 'bboxes'):
+            np.testing.assert_allclose(found[key], instances[key], atol=1e-4)
+        assert [mask['counts'].encode() for mask in found['masks']] == [
+            mask['counts'] for mask in instances['masks']]
+
+
+def test_images_with_similar_names(tiny, infer, config, capsys):
+    path = config(CONFIGS['mmpretrain'])
+    save_random(path, classes=CLASSES['imagenet'])
+    names = ('a.jpg', 'a.png', 'b.1.png', 'b.2.png')
+    Path('images').mkdir()
+    for name in names:
+        Image.new('RGB', (64, 64)).save(Path('images', name))
+    infer(['images', path, 'random.pth', '--mini', '--device', 'cpu'])
+    assert {file.name for file in Path('predictions/vis').iterdir()} == {
+        f'{name}.png' for name in names}
+    rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == '│']
+    assert [row.split()[1] for row in rows] == list(names)
+    assert all(row.split()[3] in CLASSES['imagenet'] for row in rows)
 
 
 def test_class_names(config):
@@ -102,7 +117,7 @@ def test_class_names(config):
     trained = dict(meta=dict(dataset_meta=dict(CLASSES=own)))
     assert dataset_meta(cfg, trained)['classes'] == own
     assert dataset_meta(cfg, dict(meta=dict(CLASSES=own)))['classes'] == own
-    cfg = load_config(config(CONFIGS['mmdet']), dict(num_classes=3))
+    cfg = load_config(config(CONFIGS['mmdet']), num_classes=3)
     assert dataset_meta(cfg, trained)['classes'] == ('class 0', 'class 1', 'class 2')
     cfg = load_config(config(CONFIGS['mmseg']))
     meta = dataset_meta(cfg, {})
@@ -113,17 +128,23 @@ def test_class_names(config):
 
 def test_wrong_arguments(tiny, infer, fails, config):
     path = config(CONFIGS['mmpretrain'])
-    Image.new('RGB', (64, 64)).save('photo.jpg')
+    Image.new('RGB', (64, 64)).save('image.jpg')
     assert 'none.jpg does not exist' in fails(infer, 'none.jpg', path, 'a.pth')
-    assert 'Checkpoint a.pth does not exist' in fails(infer, 'photo.jpg', path, 'a.pth')
-    assert 'where the photographs are' in fails(
-        infer, 'photo.jpg', path, 'a.pth', '--out-dir', '.')
+    assert 'Checkpoint a.pth does not exist' in fails(infer, 'image.jpg', path, 'a.pth')
+    Path('vis').mkdir()
+    Image.new('RGB', (64, 64)).save('vis/image.jpg')
+    assert '--out-dir . would overwrite the images in vis' in fails(
+        infer, 'vis', path, 'a.pth', '--out-dir', '.')
+    Path('file').write_text('')
+    assert 'folder of file/predictions.json cannot be created' in fails(
+        infer, 'image.jpg', path, 'a.pth', '--out-dir', 'file')
     torch.save({'state_dict': {'weight': torch.zeros(2)}}, 'other.pth')
-    assert 'does not fit the model' in fails(infer, 'photo.jpg', path, 'other.pth')
+    assert 'does not fit the model' in fails(infer, 'image.jpg', path, 'other.pth')
     save_random(path)
-    assert 'cannot be loaded' in fails(infer, 'photo.jpg', path, 'random.pth', '--mini',
+    assert 'cannot be loaded' in fails(infer, 'image.jpg', path, 'random.pth', '--mini',
                                        '--device', 'cuda:99')
-    Path('notes.jpg').write_text('no picture')
+    assert not Path('predictions/predictions.json').exists()
+    Path('notes.jpg').write_text('no image')
     assert 'notes.jpg is not an image' in fails(infer, 'notes.jpg', path, 'random.pth')
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mm_efficient.datasets.mini import prepare
+from mm_efficient.datasets.mini import generate_dataset
 from mm_efficient.errors import InputError
 from mm_efficient.files import config_files, configs_folder
 from mm_efficient.runs.configs import load_config
@@ -56,7 +56,7 @@ def test_config_by_its_name_alone(tiny):
 ])
 def test_missing_data(tiny, train, fails, config, name, folder, source):
     message = fails(train, config(name), '--work-dir', 'work')
-    for part in (folder, source, '--mini', 'data_root='):
+    for part in (folder, source, '--mini', '--data-root'):
         assert part in message
     assert not (tiny / 'work').exists()
 
@@ -65,9 +65,9 @@ def test_missing_data(tiny, train, fails, config, name, folder, source):
     ('[1, 2', 'is not an annotation file'),
     ('[1, 2]', "no list 'images'"),
     ('{"images": [], "annotations": []}', "no list 'categories'"),
-    ('{"images": ["a.jpg"], "annotations": []}', 'of other things'),
+    ('{"images": ["a.jpg"], "annotations": []}', 'something other than objects'),
     ('{"images": [], "annotations": [], "categories": [{"name": "gnu"}]}',
-     "'person'.*its categories are \\['gnu'\\].*num_classes=1"),
+     "'person'.*its categories are \\['gnu'\\].*--num-classes 1"),
 ])
 def test_annotations_that_are_not_coco(tiny, train, fails, config, content,
                                        message):
@@ -75,14 +75,13 @@ def test_annotations_that_are_not_coco(tiny, train, fails, config, content,
         (tiny / 'own' / folder).mkdir(parents=True)
     path = tiny / 'own/annotations/instances_train2017.json'
     path.write_text(content)
-    text = fails(train, config(DET), '--work-dir', 'work', '--cfg-options',
-                 'data_root=own')
+    text = fails(train, config(DET), '--work-dir', 'work', '--data-root', 'own')
     assert re.search(message, text) and path.name in text
     assert not (tiny / 'work').exists()
 
 
 def test_evaluator_that_was_not_moved(tiny, train, fails, config):
-    prepare('coco', 'own', num_train=2, num_val=1)
+    generate_dataset('coco', 'own', num_train=2, num_val=1)
     moved = [f'{part}_dataloader.dataset.data_root=own/coco'
              for part in ('train', 'val')]
     classes = [f'{part}_dataloader.dataset.metainfo.classes=("circle","square")'
@@ -93,8 +92,8 @@ def test_evaluator_that_was_not_moved(tiny, train, fails, config):
 
 
 def test_annotations_of_other_classes(tiny, train, fails, config):
-    prepare('coco', 'own', num_train=2, num_val=1)
-    message = fails(train, config(DET), '--cfg-options', 'data_root=own/coco',
+    generate_dataset('coco', 'own', num_train=2, num_val=1)
+    message = fails(train, config(DET), '--data-root', 'own/coco', '--cfg-options',
                     'train_dataloader.dataset.metainfo.classes=("cat",)')
     assert "none of the classes ['cat']" in message
 
@@ -145,14 +144,14 @@ def test_mini_data_in_the_way(tiny, train, fails, config):
 
 
 def test_corrupt_pictures_are_skipped(tiny, train, config):
-    folder = prepare('ade', tiny / 'own', num_train=4, num_val=1)
+    folder = generate_dataset('ade', tiny / 'own', num_train=4, num_val=1)
     broken = sorted((folder / 'images/training').iterdir())
     broken[0].write_bytes(b'not a picture')
     broken[1].write_bytes(broken[1].read_bytes()[:300])
     broken[2].write_bytes(b'')
-    train([config(SEG), '--mini', '--work-dir', 'work', '--cfg-options',
-           f'data_root={folder}', 'train_cfg.max_iters=2',
-           'train_dataloader.batch_size=4', 'log_level=ERROR'])
+    train([config(SEG), '--mini', '--work-dir', 'work', '--data-root', str(folder),
+           '--cfg-options', 'train_cfg.max_iters=2', 'train_dataloader.batch_size=4',
+           'log_level=ERROR'])
     assert (tiny / 'work/iter_2.pth').exists()
     assert json.loads((tiny / 'work/untrained.json').read_text())['mIoU'] >= 0
     pictures = list((tiny / 'work/predictions').iterdir())
@@ -172,7 +171,7 @@ def test_two_processes(tmp_path, config):
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     output = done.stdout + done.stderr
-    assert output.count('Drawing 200 pictures') == 1
+    assert output.count('Generating 200 images') == 1
     assert 'Epoch(train) [1][1/1]' in output  # 100 pictures, 2 x 50 at a time
     assert 'GPU number: 2' in output
     assert list((tmp_path / 'work').glob('*.pth'))

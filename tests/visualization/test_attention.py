@@ -173,8 +173,8 @@ def test_hooks_are_taken_off_and_figure_is_complete():
     maps = attention_maps(model, torch.randn(1, 3, 96, 130, dtype=torch.float64), PIXEL,
                           layers)
     assert not any(m._forward_pre_hooks for m in model.modules())
-    photo = np.zeros((96, 130, 3), np.uint8)
-    figure = draw_attention(photo, maps, PIXEL, num_parts=2)
+    image = np.zeros((96, 130, 3), np.uint8)
+    figure = draw_attention(image, maps, PIXEL, num_heads=2)
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 4 * 4 and titles[0].startswith('stage 1, block 1')
     # A single head is shown once, in the place of the mean

@@ -96,7 +96,8 @@ def test_file_that_changed_on_the_way_is_refused(hub, timm_file, tmp_path):
 
 
 def test_unknown_to_the_hub(hub):
-    with pytest.raises(CheckpointError, match='timm/nowhere.in1k: cannot be fetched'):
+    with pytest.raises(CheckpointError, match='timm/nowhere.in1k: download '
+                       'from the Hugging Face hub failed'):
         convert_file('published://timm/nowhere.in1k')
 
 

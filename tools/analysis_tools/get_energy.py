@@ -1,16 +1,16 @@
-"""Multiplications, additions and energy of models by EcoFormer's model.
+"""Count multiplications, additions and energy of models by EcoFormer's energy model.
 
-    get_energy.py ecoformer_pvt_b0 timm/pvt_v2_b0
-    get_energy.py ecoformer_pvt_b0 --cfg-options model.backbone.attention=softmax
+A multiplication costs 3.7 pJ, an addition 0.9 pJ (32-bit floats, 45 nm). Memory
+traffic, activation functions, and squares and unit normalisation in the distances of
+hashing are not counted; matmuls with binary codes count as additions, although general
+hardware multiplies. The rules are in mm_efficient/analysis/energy.py.
 
-A multiplication costs 3.7 pJ, an addition 0.9 pJ (32-bit floats, 45 nm). What is
-counted is in mm_efficient/analysis/energy.py. Not counted are activation functions,
-squares and unit normalisation in the distances of hashing, and memory traffic;
-products with binary codes count as additions, which general hardware does as products.
+examples:
+  get_energy.py ecoformer_pvt_b0 timm/pvt_v2_b0
+  get_energy.py ecoformer_pvt_b0 --cfg-options model.backbone.attention=softmax
 """
 import argparse
 import logging
-import sys
 
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
@@ -19,9 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.energy import Operations, energy
-from mm_efficient.analysis.models import find_model, image_size
-from mm_efficient.errors import InputError
+from mm_efficient.analysis import Operations, energy, find_model, image_shape
+from mm_efficient.errors import error_line
 
 
 def parse_args(argv=None):
@@ -30,10 +29,10 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'models', nargs='+', metavar='MODEL',
-        help='config file, variant or config of mm_efficient (ecoformer_pvt_b0), or '
-        'model of MMPretrain or timm (timm/pvt_v2_b0)')
+        help='config file, variant or name of a config (ecoformer_pvt_b0), or model of '
+        'MMPretrain or timm (timm/pvt_v2_b0)')
     parser.add_argument(
-        '--size', type=image_size, metavar='SIZE',
+        '--shape', type=image_shape, metavar='SHAPE',
         help='224, or 800x1344, height x width (default: 224 for classifiers, '
         '800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
@@ -42,10 +41,10 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def add_rows(table, name, size, parts):
-    """Rows of a model and its parts."""
+def add_rows(table, name, shape, parts):
+    """Add the rows of a model and its parts."""
     total = sum(parts.values(), Operations())
-    rows = [(f'{name}, {size[0]} x {size[1]}', total, 'bold'),
+    rows = [(f'{name}, {shape[0]} x {shape[1]}', total, 'bold'),
             *((f'  {part}', operations, None) for part, operations in parts.items()
               if operations.mul or operations.add)]
     for label, operations, style in rows:
@@ -64,13 +63,11 @@ def main(argv=None):
     table.add_column('model, part', overflow='fold')
     for column in ('multiplications (G)', 'additions (G)', 'energy (mJ)', '%'):
         table.add_column(column, justify='right')
-    try:
-        subjects = [find_model(name, args.cfg_options) for name in args.models]
-        for subject in track(subjects, 'counting', transient=True):
-            add_rows(table, subject.name, args.size or subject.size,
-                     energy(subject, args.size))
-    except InputError as error:
-        sys.exit(f'error: {error}')
+    with error_line():
+        specs = [find_model(name, args.cfg_options) for name in args.models]
+        for spec in track(specs, 'counting', transient=True):
+            add_rows(table, spec.name, args.shape or spec.shape,
+                     energy(spec, args.shape))
     Console(width=max(100, Console().width)).print(table)
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import image_size
+from mm_efficient.analysis.models import image_shape
 from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
 from mm_efficient.deploy.preparation import prepare_export
 from mm_efficient.errors import error_line
@@ -63,7 +63,7 @@ def parse_args(argv=None):
                         help='output format; must match the suffix of --out')
     parser.add_argument('--backbone', action='store_true',
                         help='export only the backbone')
-    parser.add_argument('--shape', type=image_size, metavar='SHAPE',
+    parser.add_argument('--shape', type=image_shape, metavar='SHAPE',
                         help='224, or 800x1344 (height x width): input shape of a '
                         'static export, and of the first comparison (default: 224 for '
                         'classifiers, otherwise 256x320)')
@@ -81,6 +81,8 @@ def parse_args(argv=None):
                         help='the checkpoint was trained with --mini')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of classes of every head')
     args = parser.parse_args(argv)
     if args.shape and min(args.shape) < MIN_SIDE:
         parser.error(f'--shape: expected sides of at least {MIN_SIDE}, got '
@@ -118,7 +120,8 @@ def main(argv=None):
             name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
         check_format(format, args.out, args.fp16)
         files = find_images(args.image) if args.image else []
-        cfg = load_config(args.config, args.cfg_options, args.mini)
+        cfg = load_config(args.config, args.cfg_options, args.mini,
+                          num_classes=args.num_classes)
         model, images, metadata = prepare_export(
             cfg, args.checkpoint, files=files, shape=args.shape, static=args.static,
             backbone=args.backbone)

@@ -6,7 +6,7 @@ and after, and the deviation, which is the largest difference of an output on a 
 image relative to the largest output. A deviation beyond rounding is an error.
 
 Two-stage detectors are verified up to their neck. Measure the speed-up with
-tools/analysis_tools/benchmark.py.
+tools/analysis_tools/benchmark.py --backend fused.
 """
 import argparse
 import logging
@@ -16,7 +16,7 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import find_model, image_size
+from mm_efficient.analysis.models import find_model, image_shape
 from mm_efficient.deploy import fuse, randomize
 from mm_efficient.errors import error_line, explain
 from mm_efficient.models.base import fit_where_needed
@@ -47,12 +47,14 @@ def parse_args(argv=None):
                         help='weights; needs a single config file as MODEL (default: '
                         'random weights)')
     parser.add_argument(
-        '--shape', type=image_size, metavar='SHAPE',
+        '--shape', type=image_shape, metavar='SHAPE',
         help='224, or 800x1344 (height x width): input shape (default: 224 for '
         'classifiers, 800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='with --checkpoint: number of classes of every head')
     args = parser.parse_args(argv)
     if args.checkpoint and (len(args.models) > 1 or not args.models[0].endswith('.py')):
         parser.error('--checkpoint needs a single config file as MODEL')
@@ -63,7 +65,8 @@ def fuse_model(spec, args):
     """Build and fuse a model; returns the report."""
     torch.manual_seed(0)
     if args.checkpoint:
-        cfg = load_config(args.models[0], args.cfg_options)
+        cfg = load_config(args.models[0], args.cfg_options,
+                          num_classes=args.num_classes)
         model = load_model(cfg, args.checkpoint)
     else:
         model = spec.build()
@@ -73,7 +76,7 @@ def fuse_model(spec, args):
     if hasattr(model, 'roi_head'):  # the second stage is data-dependent
         def run(model, x):
             return model.extract_feat(x)
-    height, width = args.shape or spec.size
+    height, width = args.shape or spec.shape
     x = torch.randn(1, 3, height, width)
     with explain(f'{spec.name} cannot run on an image of {height} x {width} pixels'):
         if not args.checkpoint:

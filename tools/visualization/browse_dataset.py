@@ -1,104 +1,185 @@
-"""A data set as the pipeline of a config delivers it, with its annotations.
+"""Draw samples of a data set, as the config's pipeline returns them.
 
-One picture with a grid of samples, for classification, detection and segmentation:
-cropped, flipped, resized and distorted like what the model gets, before it is
-normalised. (Mixup and CutMix of classification happen later, to whole batches.)
+One figure with a grid of annotated images, cropped, flipped and distorted as for the
+model, before normalization. Mixup and CutMix, which act on batches, are not applied.
 """
 import argparse
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import DictAction
+import mmcv
+import numpy as np
+from matplotlib.figure import Figure
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.runner import set_random_seed
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 from rich.progress import track
 
 import mm_efficient  # noqa: F401
-from mm_efficient.errors import InputError
+from mm_efficient.errors import InputError, error_line
 from mm_efficient.files import check_output
-from mm_efficient.runs.configs import load_config, start
-from mm_efficient.visualization.datasets import (
-    build_dataset,
-    build_visualizer,
-    choose_indices,
-    deliver,
-    draw_dataset,
-    draw_truth,
-)
-from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
+from mm_efficient.runs.classes import use_class_folders
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.data_checks import check_data, leaf_datasets
+from mm_efficient.runs.inference import SHORT_SIDE
+from mm_efficient.runs.mini import generate_mini_data
+from mm_efficient.visualization.figures import FIGURE_SUFFIXES, grid_figure, save_figure
+
+VISUALIZER = dict(mmpretrain='UniversalVisualizer', mmdet='DetLocalVisualizer',
+                  mmseg='SegLocalVisualizer')
 
 EXAMPLES = r"""examples:
   training images of a detector:
     python tools/visualization/browse_dataset.py configs/det/soft_tiny_maskrcnn_1x.py
-  the same image eight times, augmented anew each time:
+  one image with eight different augmentations:
     python tools/visualization/browse_dataset.py configs/cls/soft_tiny_300e.py \
-        --index 17 --number 8
-  validation images, data somewhere else:
+        --index 17 --num-samples 8
+  validation images from another folder:
     python tools/visualization/browse_dataset.py configs/seg/soft_tiny_fpn_80k.py \
-        --part val --cfg-options data_root=/datasets/ade
+        --split val --data-root /datasets/ade
   the generated miniature data set:
     python tools/visualization/browse_dataset.py CONFIG --mini
 """
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of any task')
-    parser.add_argument('--part', choices=['train', 'val', 'test'], default='train',
-                        help='which data set of the config (default: train)')
+    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train',
+                        help='data set of the config (default: train)')
     parser.add_argument('--out', default='dataset.png', metavar='FILE',
                         help=f'{", ".join(FIGURE_SUFFIXES)} (default: dataset.png)')
-    parser.add_argument('--number', type=int, default=12,
-                        help='samples to show, spread over the set (default: 12)')
-    parser.add_argument('--index', type=int,
-                        help='show this one sample again and again')
+    parser.add_argument('--num-samples', type=int, default=12,
+                        help='number of samples, evenly spaced (default: 12)')
+    parser.add_argument('--index', type=int, help='draw only this sample, repeatedly')
     parser.add_argument('--columns', type=int, default=4,
-                        help='pictures in a row (default: 4)')
+                        help='images per row (default: 4)')
     parser.add_argument('--seed', type=int, default=0,
                         help='seed of the augmentation (default: 0)')
     parser.add_argument('--mini', action='store_true',
-                        help='the miniature data set, drawn on first use')
+                        help='use the miniature data set, generated on first use')
+    parser.add_argument('--data-root', metavar='FOLDER',
+                        help='folder to read all data sets from')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE',
-                        help='override settings of the config; data_root=FOLDER moves '
-                        'all data sets')
+                        metavar='KEY=VALUE', help='override settings of the config')
     args = parser.parse_args(argv)
-    if args.number < 1 or args.columns < 1:
-        parser.error('--number and --columns are at least 1')
+    if args.num_samples < 1 or args.columns < 1:
+        parser.error('--num-samples and --columns must be at least 1')
     return args
 
 
-def make_figure(args):
-    """Draw the samples."""
-    check_output(args.out, FIGURE_SUFFIXES)
-    cfg = load_config(args.config, args.cfg_options, args.mini)
-    start(cfg, 'none', args.mini)
-    dataset = build_dataset(cfg, args.part)
-    visualizer = build_visualizer(cfg, dataset.metainfo)
-    indices = choose_indices(len(dataset), args.number, args.index)
-    set_random_seed(args.seed)
-    pictures, titles = [], []
-    samples = track(deliver(dataset, indices), 'drawing', len(indices), transient=True)
-    for (image, sample), index in zip(samples, indices):
-        pictures.append(draw_truth(visualizer, image, sample))
-        name = Path(sample.metainfo.get('img_path', '')).name
-        height, width = sample.metainfo.get('img_shape', image.shape)[:2]
-        titles.append(f'{index}: {name}, {width} x {height}')
-    print(f'{args.part}: {len(dataset)} samples of '
-          f'{len(dataset.metainfo.get("classes", ()))} classes, {len(pictures)} shown')
-    return draw_dataset(pictures, titles, args.columns)
+def build_dataset(cfg: Config, split: str) -> Any:
+    """Build a data set that also loads annotations for testing."""
+    loader = cfg.get(f'{split}_dataloader')
+    if loader is None:
+        raise InputError(f'the config has no {split}_dataloader.')
+    check_data(cfg, split)
+    if cfg.default_scope == 'mmpretrain':
+        use_class_folders(cfg, [split])
+    for dataset in leaf_datasets(loader.dataset):
+        if split != 'train' and cfg.default_scope == 'mmdet':
+            dataset.test_mode = False  # mmdet drops the boxes in test mode
+            dataset.filter_cfg = None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return DATASETS.build(loader.dataset)
 
 
-def main(argv=None):
-    """Show the data set as the command line says."""
+def choose_indices(size: int, num_samples: int, index: int | None) -> list[int]:
+    """Choose evenly spaced samples, or one of them ``num_samples`` times."""
+    if index is None:
+        spaced = np.linspace(0, size - 1, min(num_samples, size))
+        return spaced.round().astype(int).tolist()
+    if not 0 <= index < size:
+        raise InputError(f'--index {index}: the data set has samples 0 to {size - 1}.')
+    return [index] * num_samples
+
+
+def load_samples(dataset: Any, indices: list[int]
+                 ) -> Iterator[tuple[np.ndarray, BaseDataElement]]:
+    """Load RGB images (H, W, 3) and annotations of the same size."""
+    pipeline = getattr(dataset, 'pipeline', None)
+    names = ' '.join(type(transform).__name__
+                     for transform in getattr(pipeline, 'transforms', ()))
+    before, load, _ = names.partition('LoadAnnotation')
+    for index in indices:
+        sample = dataset[index]
+        image = sample['inputs']
+        if getattr(image, 'ndim', 0) != 3 or image.shape[0] != 3:
+            raise InputError(f'sample {index} is a {type(image).__name__}, expected a '
+                             'tensor with 3 channels; pipelines that return several '
+                             'views of an image are not supported.')
+        image = image.flip(0).permute(1, 2, 0).clamp(0, 255).byte().numpy()  # to RGB
+        if load and 'Resize' in before:  # pipelines of a test do not resize annotations
+            height, width = sample['data_samples'].ori_shape
+            image = mmcv.imresize(image, (width, height))
+        yield np.ascontiguousarray(image), sample['data_samples']
+
+
+def build_visualizer(task: str, metainfo: dict) -> Visualizer:
+    """Build the visualizer of a task, with the names and colors of a data set."""
+    with DefaultScope.overwrite_default_scope(task):
+        visualizer = VISUALIZERS.build(dict(type=VISUALIZER[task], name=task))
+    visualizer.dataset_meta = metainfo
+    if task == 'mmseg':
+        visualizer.alpha = 0.5
+    return visualizer
+
+
+def draw_annotations(visualizer: Visualizer, image: np.ndarray,
+                     sample: BaseDataElement) -> np.ndarray:
+    """Draw the annotations of a sample over its image."""
+    if hasattr(visualizer, 'visualize_cls'):
+        return visualizer.visualize_cls(image, sample, draw_pred=False,
+                                        resize=SHORT_SIDE)
+    boxes = sample.get('gt_instances', {}).get('bboxes')
+    if hasattr(boxes, 'tensor'):  # the visualizer does not draw HorizontalBoxes
+        sample.gt_instances.bboxes = boxes.tensor
+    visualizer.add_datasample('sample', image, sample, draw_pred=False)
+    return visualizer.get_image()
+
+
+def draw_grid(images: list[np.ndarray], titles: list[str], columns: int) -> Figure:
+    """Draw images in a grid."""
+    columns = min(columns, len(images))
+    aspect = np.median([image.shape[1] / image.shape[0] for image in images])
+    figure, panels = grid_figure(-(-len(images) // columns), columns, float(aspect))
+    for panel, image, title in zip(panels.flat, images, titles):
+        panel.imshow(image)
+        panel.set_title(title, fontsize=9)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
     args = parse_args(argv)
-    try:
-        save_figure(make_figure(args), args.out)
-    except InputError as error:
-        sys.exit(f'error: {error}')
-    print(f'written: {args.out}')
+    with error_line():
+        check_output(args.out, FIGURE_SUFFIXES)
+        cfg = load_config(args.config, args.cfg_options, args.mini,
+                          data_root=args.data_root)
+        if args.mini:
+            generate_mini_data(cfg.default_scope)
+        dataset = build_dataset(cfg, args.split)
+        visualizer = build_visualizer(cfg.default_scope, dataset.metainfo)
+        indices = choose_indices(len(dataset), args.num_samples, args.index)
+        set_random_seed(args.seed)
+        images, titles = [], []
+        samples = load_samples(dataset, indices)
+        for index, (image, sample) in zip(
+                track(indices, 'drawing', transient=True), samples):
+            images.append(draw_annotations(visualizer, image, sample))
+            height, width = sample.metainfo.get('img_shape', image.shape)[:2]
+            name = Path(sample.metainfo.get('img_path', '')).name
+            titles.append(f'{index}: {name}, {width} x {height}')
+        save_figure(draw_grid(images, titles, args.columns), args.out)
+    print(f'{args.split}: {len(dataset)} samples of '
+          f'{len(dataset.metainfo.get("classes", ()))} classes, {len(images)} drawn\n'
+          f'written: {args.out}')
 
 
 if __name__ == '__main__':

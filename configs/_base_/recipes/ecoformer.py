@@ -24,9 +24,9 @@ optim_wrapper = dict(optimizer=dict(lr=5e-5 * 256 / 512))
 # eta_min is not scaled with the batch
 param_scheduler = [
     dict(
-        type='WarmUpCosineLR',
-        warm_up=5,
-        warm_up_lr=1e-7,
+        type='WarmupCosineLR',
+        warmup=5,
+        warmup_lr_init=1e-7,
         T_max=30,
         eta_min=1e-6,
         by_epoch=True)

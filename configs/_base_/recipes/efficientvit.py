@@ -69,9 +69,9 @@ optim_wrapper = dict(
 
 param_scheduler = [
     dict(
-        type='WarmUpCosineLR',
-        warm_up=20,
-        warm_up_lr=0.,
+        type='WarmupCosineLR',
+        warmup=20,
+        warmup_lr_init=0.,
         cosine_begin=20,
         T_max=300,
         eta_min=0.,
@@ -81,17 +81,17 @@ param_scheduler = [
 
 # What is evaluated and saved: averaged weights, with batch norms re-estimated at the
 # resolution of the evaluation.
-average = dict(
+ema = dict(
     type='EMAHook',
-    ema_type='WarmUpEMA',
+    ema_type='WarmupEMA',
     momentum=2e-4,
-    warm_up=2000,
+    warmup=2000,
     priority='ABOVE_NORMAL')
-norm_statistics = dict(
-    type='ReestimateBNHook',
+precise_bn = dict(
+    type='PreciseBNEvalHook',
     num_samples=16000,
     batch_size=100,
     resolution=224)
-drop_path = dict(type='DropPathProgressHook', rate=0.05, warm_up=20 / 320)
-mesa = dict(type='MESAHook', weight=2.0, begin=0.25, warm_up=20 / 320)
-custom_hooks = [average, norm_statistics, drop_path]
+drop_path = dict(type='DropPathProgressHook', rate=0.05, warmup=20 / 320)
+mesa = dict(type='MESAHook', weight=2.0, begin=0.25, warmup=20 / 320)
+custom_hooks = [ema, precise_bn, drop_path]

@@ -18,6 +18,6 @@ optim_wrapper = dict(
 accumulation = dict(type='AccumulationRestartHook')
 drop_path = dict(order=['local', 'attn', 'mlp'])
 custom_hooks = [
-    _base_.average, _base_.norm_statistics,
+    _base_.ema, _base_.precise_bn,
     dict(_base_.drop_path, **drop_path)
 ]

@@ -15,9 +15,9 @@ optim_wrapper = dict(
 # eta_min is not scaled with the batch
 param_scheduler = [
     dict(
-        type='WarmUpCosineLR',
-        warm_up=10,
-        warm_up_lr=1e-6,
+        type='WarmupCosineLR',
+        warmup=10,
+        warmup_lr_init=1e-6,
         T_max=300,
         eta_min=5e-5,
         by_epoch=True)

@@ -31,9 +31,9 @@ optim_wrapper = dict(
 
 param_scheduler = [
     dict(
-        type='WarmUpCosineLR',
-        warm_up=5,
-        warm_up_lr=1e-6,
+        type='WarmupCosineLR',
+        warmup=5,
+        warmup_lr_init=1e-6,
         T_max=300,
         eta_min=1e-5,
         by_epoch=True)

@@ -2,26 +2,26 @@
 
 Paper: https://arxiv.org/abs/2209.09004 (NeurIPS 2022). Original:
 https://github.com/ziplab/EcoFormer, Apache-2.0 licence, ZIP Lab, Monash University.
-The bodies are those of PVTv2 (https://arxiv.org/abs/2106.13797) and Twins-SVT
-(https://arxiv.org/abs/2104.13840) without spatial reduction and windows. This file is
+The base architectures are PVTv2 (https://arxiv.org/abs/2106.13797) and Twins-SVT
+(https://arxiv.org/abs/2104.13840), without spatial reduction and windows. This file is
 written from the architecture's description.
 
-What differs from the original:
+Differences from the original:
 
-- whether the hash functions are fitted is part of the checkpoint, and a model whose
-  are not refuses to run; the original fits them to whatever comes first, be it a
-  test image;
-- they are fitted by `fit` before the training, on a bounded sample of tokens;
-- hashing is computed in float32 under autocast, with distances expanded;
-- Twins' patch embeddings pad the image to whole patches, the original drops the
-  remainder; at multiples of 32 there is none;
-- for dense prediction, Twins gets a layer norm on every level (the original has no
-  dense prediction);
-- stochastic depth is off by default, as it was in the published trainings, which ran
-  in evaluation mode whatever their configs say.
+- the checkpoint says whether the hash functions are fitted, and a model with unfitted
+  ones refuses to run; the original fits them to the first input it sees, even a test
+  image;
+- `fit` fits them before training, on a bounded sample of tokens;
+- hashing runs in float32 under autocast, with expanded distances;
+- Twins' patch embeddings pad the image to whole patches; the original drops the
+  remainder (there is none at multiples of 32);
+- for dense prediction, every feature map of Twins gets a layer norm (the original has
+  no dense prediction);
+- stochastic depth is off by default, as in the published trainings, which ran in
+  evaluation mode whatever their configs say.
 
-The attention of stages 1 to 3 averages over tokens, so nothing drifts with the image
-size, and ``pretrain_size`` changes nothing. It is global, however: padding takes part.
+The attention of stages 1 to 3 averages over tokens, so nothing drifts with image size
+and ``pretrain_size`` has no effect. Attention is global, so padding takes part in it.
 """
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -50,25 +50,24 @@ MAX_TOKENS = 512  # per image in the quadratic part of the fitting
 
 
 class EcoFormer(PyramidBackbone):
-    """What EcoFormer on PVTv2 and on Twins-SVT share.
+    """Base class of EcoFormer on PVTv2 and on Twins-SVT.
 
     Args:
         arch (str | dict): Name of a variant, or a dict with ``embed_dims``,
             ``num_heads``, ``depths`` and ``mlp_ratios`` of the four stages.
-        attention (str): 'hash' for hashing attention in stages 1 to 3, 'softmax' for
-            softmax attention everywhere, quadratic in the tokens, which is what the
-            published recipe starts from. A hash model loads weights of both forms;
-            with those of the softmax form it has to be fitted.
+        attention (str): 'hash' for hashing attention in stages 1 to 3, or 'softmax'
+            for softmax attention everywhere (quadratic in the number of tokens), which
+            the published recipe starts from. A hash model can load weights of either
+            form; after loading softmax weights it has to be fitted.
             Defaults to 'hash'.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return. Defaults to (3, ).
-        pretrain_size (int, optional): Image side the weights were trained with.
-            Without effect, nothing here drifts with the size. Defaults to None.
+        pretrain_size (int, optional): No effect: nothing in this family drifts with
+            image size. Defaults to None.
         drop_path_rate (float): Rate of the last block, growing linearly from 0.
             Defaults to 0.
         frozen_stages (int): -1 none, 0 the stem, i up to stage i. Defaults to -1.
-        norm_eval (bool): Keep batch norms in eval mode; there are none.
-            Defaults to False.
+        norm_eval (bool): No effect: there are no batch norms. Defaults to False.
         with_cp (bool): Recompute blocks in the backward pass. Defaults to False.
         init_cfg (dict | list[dict], optional): Initialisation. Defaults to None.
 
@@ -128,7 +127,7 @@ class EcoFormer(PyramidBackbone):
         raise NotImplementedError
 
     def _add_output_norms(self) -> None:
-        """Norms between the stages and the levels of the pyramid, if any."""
+        """Add norms between stages and returned feature maps, if any."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid, see :class:`PyramidBackbone`.
@@ -140,7 +139,7 @@ class EcoFormer(PyramidBackbone):
         return super().forward(x)
 
     def _init_from_scratch(self) -> None:
-        """Published initialisation; the hash functions are left as they are."""
+        """Initialise as published; hash functions are left alone."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
@@ -160,24 +159,24 @@ class EcoFormer(PyramidBackbone):
         return self.attention == 'softmax' or bool(self.fitted)
 
     def _check_fitted(self) -> None:
-        # Reading the buffer waits for the device and breaks graphs: only until set
+        # Reading the buffer synchronises the device and breaks graphs: only until set
         if self._known_fitted or self.fitted.is_meta:
             return
         if not self.is_fitted:
             raise RuntimeError(
-                f'the hash functions of this {type(self).__name__} are not fitted, '
+                f'the hash functions of this {type(self).__name__} are not fitted and '
                 'its output would be meaningless: load a checkpoint of a fitted '
                 "model, train with custom_hooks=[dict(type='HashFittingHook')], or "
-                'call fit(images) of the backbone')
+                "call the backbone's fit(images)")
         self._known_fitted = True
 
     @torch.no_grad()
     def fit(self, images: Tensor | Sequence[Tensor], max_tokens: int = MAX_TOKENS,
             seed: int = 0, progress: Callable[[], None] | None = None) -> None:
-        """Fit the hash functions to images, layer after layer.
+        """Fit the hash functions to images, layer by layer.
 
-        What they do is only defined by the weights before them: fit after loading or
-        initialising these, once. Fitting again replaces the hash functions, and
+        They depend on the weights of all layers before them, so fit once, after
+        loading or initialising the weights. Fitting again replaces the hash functions;
         weights trained with the old ones do not suit the new ones.
 
         Args:
@@ -221,10 +220,10 @@ class EcoFormer(PyramidBackbone):
     # --------------------------------------------------------------------- weights
 
     def adapt_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the softmax form for a hash model, others unchanged.
+        """Turn weights with softmax attention into weights of a hash model.
 
-        Queries and values are taken over, keys dropped, and the hash functions are
-        to be fitted.
+        Queries and values are kept, keys dropped; the hash functions have to be
+        fitted. Other weights are returned unchanged.
 
         Args:
             weights (Mapping[str, Tensor]): Weights of the backbone.
@@ -248,9 +247,9 @@ class EcoFormer(PyramidBackbone):
         if names:
             weights['fitted'] = torch.tensor(False)
         if names and not self.fitted.is_meta:
-            print_log(f'{type(self).__name__}: weights with softmax attention in a '
-                      'model with hashing: queries and values are taken over, the '
-                      'hash functions are not fitted yet', logger='current')
+            print_log(f'{type(self).__name__}: loading softmax-attention weights into '
+                      'a hashing model: queries and values are kept, the hash '
+                      'functions are not fitted yet', logger='current')
         return weights
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str,
@@ -267,9 +266,9 @@ class EcoFormer(PyramidBackbone):
 
 @MODELS.register_module()
 class EcoFormerPVT(EcoFormer):
-    """EcoFormer on PVTv2: overlapping patches, a convolution in the MLP.
+    """EcoFormer on PVTv2: overlapping patches, and a convolution in the MLP.
 
-    Every stage ends with a layer norm. Arguments as of :class:`EcoFormer`, ``arch`` is
+    Every stage ends with a layer norm. Arguments as in :class:`EcoFormer`; ``arch`` is
     'b0', 'b1', 'b2', 'b3' or 'b4'.
 
     Example:
@@ -307,11 +306,11 @@ class EcoFormerPVT(EcoFormer):
 
 @MODELS.register_module()
 class EcoFormerTwins(EcoFormer):
-    """EcoFormer on Twins-SVT: separate patches, conditional position encoding.
+    """EcoFormer on Twins-SVT: separate patches, and conditional position encoding.
 
-    The last level has the published final norm, and the others, which only dense
-    prediction uses, a norm of their own that no classifier's weights have. Arguments
-    as of :class:`EcoFormer`, ``arch`` is 's'.
+    The last feature map has the published final norm. The others, used by dense
+    prediction only, have norms of their own, which classifier weights lack. Arguments
+    as in :class:`EcoFormer`; ``arch`` is 's'.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
 """Fitting the hash functions of kernelised hashing attention to tokens.
 
 Greedy supervised kernel hashing as in EcoFormer (https://arxiv.org/abs/2209.09004,
-section 3.3): anchors are drawn from the tokens, and the bits are fitted one after
-the other so that products of codes agree with a target similarity of the tokens.
+section 3.3): anchors are drawn from the tokens, then bits are fitted one by one so that
+inner products of codes match a target similarity of the tokens.
 """
 from collections.abc import Sequence
 
@@ -21,26 +21,26 @@ MOMENTUM = 0.9
 def fit_hash_functions(queries: Sequence[Tensor], projection: Tensor,
                        num_anchors: int, max_tokens: int,
                        generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Anchors, kernel means and projections for given queries.
+    """Fit anchors, kernel means and projections to queries.
 
-    Kernel and means use all tokens. The target similarity, quadratic in the tokens,
-    uses a sample of at most ``max_tokens`` per image, which makes the fitting
-    feasible at any image size; up to that number it is the published one.
+    Kernels and means use all tokens. The target similarity is quadratic in the number
+    of tokens, so it uses a sample of at most ``max_tokens`` per image; up to that
+    number it is the published one.
 
     Args:
-        queries (Sequence[Tensor]): Batches of (B, N, H, d), of any length; sizes may
-            differ between batches.
+        queries (Sequence[Tensor]): Batches of (B, N, H, d); sizes may differ between
+            batches.
         projection (Tensor): Random start, (H, b, m).
         num_anchors (int): Number of anchors per head, m.
         max_tokens (int): Tokens per image in the target.
-        generator (torch.Generator): Draws anchors and sample, on the CPU.
+        generator (torch.Generator): CPU generator that draws anchors and samples.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: Anchors (H, m, d), means (H, 1, m) and
         projections (H, b, m).
 
     Raises:
-        ValueError: There are fewer tokens than anchors.
+        ValueError: If there are fewer tokens than anchors.
     """
     anchors = draw_anchors(queries, num_anchors, generator)
     kernels = [anchor_kernel(query, anchors) for query in queries]  # (H, B, N, m)
@@ -61,21 +61,21 @@ def fit_hash_functions(queries: Sequence[Tensor], projection: Tensor,
 
 def draw_anchors(queries: Sequence[Tensor], num_anchors: int,
                  generator: torch.Generator) -> Tensor:
-    """Unit vectors of random tokens, the same tokens for every head.
+    """Draw random tokens, the same for every head, as unit vectors.
 
-    They come from the first image; if it is too small, from as many of the first
-    images as have enough tokens together.
+    They come from the first image, or from as many images as it takes to have enough
+    tokens.
 
     Args:
         queries (Sequence[Tensor]): Batches of (B, N, H, d).
         num_anchors (int): Number of anchors m.
-        generator (torch.Generator): Draws the tokens, on the CPU.
+        generator (torch.Generator): CPU generator that draws the tokens.
 
     Returns:
         Tensor: (H, m, d).
 
     Raises:
-        ValueError: There are fewer tokens than anchors.
+        ValueError: If there are fewer tokens than anchors.
     """
     candidates, count = [], 0
     for image in (image for query in queries for image in query):  # (N, H, d)
@@ -94,15 +94,15 @@ def draw_anchors(queries: Sequence[Tensor], num_anchors: int,
 
 
 def similarity_target(tokens: Tensor, num_similar: int = NUM_SIMILAR) -> Tensor:
-    """+1 for the most and -1 for the least similar tokens of each token, else 0.
+    """Mark the most (+1) and least (-1) similar tokens of each token, others 0.
 
     Args:
         tokens (Tensor): Unit vectors, (..., N, d).
-        num_similar (int): Number of each (at most N / 2); the token itself is
-            among the most similar. Defaults to 10.
+        num_similar (int): Number of either kind, at most N / 2; a token is among its
+            own most similar ones. Defaults to 10.
 
     Returns:
-        Tensor: (..., N, N), row by row, not symmetric.
+        Tensor: (..., N, N), not symmetric.
     """
     similarity = tokens @ tokens.transpose(-1, -2)
     count = min(num_similar, tokens.shape[-2] // 2)
@@ -114,8 +114,9 @@ def similarity_target(tokens: Tensor, num_similar: int = NUM_SIMILAR) -> Tensor:
 def fit_projection(centred: Tensor, targets: Tensor, projection: Tensor) -> Tensor:
     """Fit the projections bit by bit.
 
-    Every bit descends from its random start on the relaxed code; it is replaced if
-    that made the hard code better. The next bit gets what is left of the target.
+    Each bit starts from its random projection and follows gradient descent on the
+    relaxed code; the result is kept if it improves the hard code. The next bit fits the
+    residual of the target.
 
     Args:
         centred (Tensor): Centred kernel values, (H, B, N, m).
@@ -126,7 +127,7 @@ def fit_projection(centred: Tensor, targets: Tensor, projection: Tensor) -> Tens
         Tensor: (H, b, m).
     """
     bits = projection.shape[1]
-    # Of a matrix S, y^T S y sees the symmetric part only; here S + S^T
+    # y^T S y depends on the symmetric part of S only; here S + S^T
     residual = bits * (targets + targets.transpose(-1, -2))
     fitted = projection.clone()
     for bit in range(bits):

@@ -1,8 +1,9 @@
 """Kernelised hashing attention (EcoFormer), linear in the number of tokens.
 
-Queries and keys are one set of vectors, hashed to codes of -1 and +1 by kernel hash
-functions; attention weights are products of codes: https://arxiv.org/abs/2209.09004,
-section 3. The hash functions are buffers, fitted once (see `hash_fitting`).
+Queries, which serve as keys too, are hashed to codes of -1 and +1 by kernel hash
+functions; attention weights are inner products of codes:
+https://arxiv.org/abs/2209.09004, section 3. The hash functions are buffers, fitted once
+(see `hash_fitting`).
 """
 from typing import Any
 
@@ -15,13 +16,13 @@ EPS = 1e-12  # of the unit normalisation; the original has none
 
 
 def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
-    """Gaussian kernel between unit queries and anchors.
+    """Compute the Gaussian kernel between unit queries and anchors.
 
     ``exp(-|z - a|^2 / (2 sigma))`` with z the query scaled to unit length and sigma
     the mean of all squared distances, one number per image and head.
 
     Args:
-        query (Tensor): (B, N, H, d), of any length.
+        query (Tensor): (B, N, H, d), not necessarily of unit length.
         anchors (Tensor): (H, m, d).
 
     Returns:
@@ -39,13 +40,13 @@ def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
 
 def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
                projection: Tensor) -> Tensor:
-    """Codes of queries: signs of projections of their centred kernel values.
+    """Compute codes: the signs of projected, centred kernel values of queries.
 
-    The gradient of the sign is that of the identity where the projection is within
-    (-1, 1), else zero (straight-through estimator).
+    The sign's gradient is that of the identity where the projection is in (-1, 1), and
+    zero elsewhere (straight-through estimator).
 
     Args:
-        query (Tensor): (B, N, H, d), of any length.
+        query (Tensor): (B, N, H, d), not necessarily of unit length.
         anchors (Tensor): (H, m, d).
         mean (Tensor): Mean kernel values, (H, 1, m).
         projection (Tensor): One row per bit, (H, b, m).
@@ -76,11 +77,11 @@ class _Sign(Function):
 
 
 def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
-    """Attention whose weights are products of codes.
+    """Compute attention whose weights are inner products of codes.
 
     With b bits, ``out_i = (sum_j (c_i . c_j) v_j + (b + 1) v_i) / sum_j (c_i . c_j +
     b + 1)``. The bias b + 1 keeps the denominator positive. That it enters the
-    numerator for the own token only is how the published weights were trained.
+    numerator only for the token itself is how the published weights were trained.
 
     Args:
         codes (Tensor): (H, B, N, b), entries -1 and +1.

@@ -1,4 +1,4 @@
-"""Stages, blocks and attentions of EcoFormer, on maps (B, h, w, C)."""
+"""Stages, blocks and attention of EcoFormer, on feature maps (B, h, w, C)."""
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,21 +19,21 @@ NUM_BITS = 16
 
 
 class HashAttention(nn.Module):
-    """Attention by products of binary codes; queries are keys.
+    """Attention with binary codes; queries serve as keys.
 
     The hash functions are buffers: ``anchors`` (H, 25, d), ``kernel_mean``
     (H, 1, 25) and ``projection`` (H, 16, 25). Until :meth:`fit` or a checkpoint sets
     them, all tokens have the same code and the output is useless.
 
-    Hashing and the sums over tokens run in float32 under autocast: a sum of codes
-    reaches the number of tokens, beyond float16 at detection size.
+    Hashing and sums over tokens run in float32 under autocast: a sum of codes grows to
+    the number of tokens, which exceeds float16 at detection size.
 
     Args:
         embed_dims (int): Channels C.
         num_heads (int): Number of heads H.
     """
 
-    float32_only = True  # sums over tokens leave the range of float16
+    float32_only = True  # sums over tokens exceed the range of float16
 
     def __init__(self, embed_dims: int, num_heads: int):
         super().__init__()
@@ -73,10 +73,11 @@ class HashAttention(nn.Module):
                              signed=True)]
 
     def count_operations(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Count what replaces softmax attention: everything but the linear layers.
+        """Count the operations that replace softmax attention.
 
-        By the published rules (https://github.com/ziplab/EcoFormer), with N tokens, H
-        heads of d channels, m anchors and b bits: H N (2 m + m b + b + 1 + d)
+        Linear layers are not included. By the published rules
+        (https://github.com/ziplab/EcoFormer), with N tokens, H heads of d channels, m
+        anchors and b bits: H N (2 m + m b + b + 1 + d)
         multiplications and H N (2 m d + m b + 2 b + 2 b d + d) additions, because
         products with binary codes are sums.
 
@@ -101,13 +102,13 @@ class HashAttention(nn.Module):
         """Fit the hash functions.
 
         Args:
-            inputs (Sequence[Tensor]): Batches of (B, h, w, C), what :meth:`forward`
-                would be called with.
+            inputs (Sequence[Tensor]): Batches of inputs of :meth:`forward`,
+                (B, h, w, C).
             max_tokens (int): Tokens per image in the quadratic part.
-            generator (torch.Generator): Draws anchors and tokens, on the CPU.
+            generator (torch.Generator): CPU generator that draws anchors and tokens.
 
         Raises:
-            ValueError: There are fewer tokens than anchors.
+            ValueError: If there are fewer tokens than anchors.
         """
         queries = [self._split_heads(self.qk(x)) for x in inputs]
         fitted = fit_hash_functions(queries, self.projection, NUM_ANCHORS, max_tokens,
@@ -118,7 +119,7 @@ class HashAttention(nn.Module):
 
 
 class SoftmaxAttention(MultiheadAttention):
-    """Softmax attention between all tokens of a map."""
+    """Softmax attention between all tokens of a feature map."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
@@ -172,13 +173,13 @@ class PositionConv(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution and layer norm; grids round up.
+    """Strided convolution and layer norm; sizes round up.
 
     Args:
         in_dims (int): Channels of the input.
         embed_dims (int): Channels C.
-        kernel (int): Kernel size. If it is the stride, patches do not overlap, and
-            the input is padded with zeros to whole ones; else half of it is padded.
+        kernel (int): Kernel size. If it equals the stride, patches do not overlap and
+            the input is zero-padded to whole patches; otherwise padding is kernel // 2.
         stride (int): Stride.
     """
 
@@ -187,8 +188,8 @@ class PatchEmbed(nn.Module):
         padding = 0 if kernel == stride else kernel // 2
         self.proj = nn.Conv2d(in_dims, embed_dims, kernel, stride, padding)
         self.norm = nn.LayerNorm(embed_dims)
-        # Zeros behind the last row and column; what is no whole patch has no effect.
-        # The number does not depend on the size, which keeps exports simple.
+        # Zeros after the last row and column; incomplete patches are dropped. A fixed
+        # number keeps exports simple.
         self.zeros = stride - 1 if kernel == stride else 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,10 +203,10 @@ class Stage(nn.Module):
     """Patch embedding and blocks, all on (B, h, w, C).
 
     Args:
-        downsample (nn.Module): Leads from the stage before to this one's grid.
+        downsample (nn.Module): Downsamples the output of the previous stage.
         blocks (Sequence[nn.Module]): Blocks.
-        pos_conv (nn.Module, optional): Position encoding behind the first block.
-        norm (nn.Module, optional): Norm behind the last block.
+        pos_conv (nn.Module, optional): Position encoding after the first block.
+        norm (nn.Module, optional): Norm after the last block.
         with_cp (bool): Recompute blocks in the backward pass.
     """
 
@@ -220,36 +221,36 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, h, w)."""
-        x = run_blocks(self._layers(), self._enter(x), self.with_cp)
-        return self._leave(x)
+        x = run_blocks(self._layers(), self._to_channels_last(x), self.with_cp)
+        return self._to_channels_first(x)
 
     def fit(self, maps: Sequence[Tensor],
             fit_attention: Callable[[HashAttention, Sequence[Tensor]], None]
             ) -> list[Tensor]:
-        """Fit the hash functions of one block after the other.
+        """Fit the hash functions block by block.
 
         Args:
-            maps (Sequence[Tensor]): Batches of what :meth:`forward` takes.
-            fit_attention (Callable): Fits an attention to batches of its input.
+            maps (Sequence[Tensor]): Batches of inputs of :meth:`forward`.
+            fit_attention (Callable): Fits an attention module to batches of its input.
 
         Returns:
-            list[Tensor]: What :meth:`forward` returns for them, once fitted.
+            list[Tensor]: Outputs of :meth:`forward` once fitted.
         """
-        maps = [self._enter(x) for x in maps]
+        maps = [self._to_channels_last(x) for x in maps]
         for layer in self._layers():
             if isinstance(layer, Block) and isinstance(layer.attn, HashAttention):
                 fit_attention(layer.attn, [layer.norm1(x) for x in maps])
             maps = [layer(x) for x in maps]
-        return [self._leave(x) for x in maps]
+        return [self._to_channels_first(x) for x in maps]
 
     def _layers(self) -> list[nn.Module]:
         first, *others = self.blocks
         return [first, *([self.pos_conv] if self.pos_conv else []), *others]
 
-    def _enter(self, x: Tensor) -> Tensor:
+    def _to_channels_last(self, x: Tensor) -> Tensor:
         return self.downsample(x).permute(0, 2, 3, 1)
 
-    def _leave(self, x: Tensor) -> Tensor:
+    def _to_channels_first(self, x: Tensor) -> Tensor:
         return (self.norm(x) if self.norm else x).permute(0, 3, 1, 2)
 
 

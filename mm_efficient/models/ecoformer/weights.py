@@ -1,7 +1,7 @@
 """EcoFormer: facts, published names, also of the PVTv2 and Twins-SVT it starts from.
 
 Names and shapes: https://github.com/ziplab/EcoFormer (Apache-2.0 licence), commit
-a277f9e, and timm. There are three kinds, one for every step of the published recipe:
+a277f9e, and timm. There are three kinds, one per step of the published recipe:
 
 - ordinary ImageNet weights of PVTv2 or Twins-SVT, in their authors' or timm's names;
 - the same with softmax attention everywhere, the result of the first training;
@@ -69,11 +69,10 @@ REPORTED = Reported(
         ecoformer_twins_s=dict(cls=top1(80.22))),
     sources=dict(cls='README of https://github.com/ziplab/EcoFormer'),
     notes=(
-        'No detection or segmentation with EcoFormer was published, nor its parameters '
-        'and MACs.',
-        'Energy, multiplications and additions by EcoFormer\'s own model '
-        '(`tools/analysis_tools/get_energy.py`) agree with the reported ones, except '
-        'the additions of B3: 6.72 G, reported 6.75.'))
+        'No detection or segmentation results were published, nor parameters and MACs.',
+        'Energy, multiplications and additions by EcoFormer\'s own energy model '
+        '(`tools/analysis_tools/get_energy.py`) match the reported ones, except the '
+        'additions of B3: 6.72 G, reported as 6.75 G.'))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Convolutional parts that LowFormer and ReduceFormer share.
+"""Convolutional blocks that LowFormer and ReduceFormer share.
 
 Both families are built on the design of EfficientViT
 (https://arxiv.org/abs/2205.14756): hard-swish, batch norms, fused or inverted
@@ -18,7 +18,7 @@ from ..layers import PointwiseConv
 def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1,
                   groups: int = 1, bias: bool | None = None, norm: bool = True,
                   act: bool = True) -> nn.Sequential:
-    """Convolution with padding k // 2, batch norm, hard-swish.
+    """Build a convolution with padding k // 2, batch norm and hard-swish.
 
     Args:
         in_dims (int): Channels of the input.
@@ -26,8 +26,8 @@ def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1
         kernel_size (int): Kernel size k.
         stride (int): Stride, 1 for k = 1. Defaults to 1.
         groups (int): Groups of channels, 1 for k = 1. Defaults to 1.
-        bias (bool, optional): Whether the convolution has a bias. Defaults to
-            None, if there is no norm.
+        bias (bool, optional): Whether the convolution has a bias. Defaults to None:
+            only without a norm.
         norm (bool): Whether there is a batch norm. Defaults to True.
         act (bool): Whether there is an activation. Defaults to True.
 
@@ -50,15 +50,15 @@ def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1
 
 def fused_block(in_dims: int, out_dims: int, stride: int = 1, ratio: int = 4,
                 bias: bool = False) -> nn.Sequential:
-    """3 x 3 convolution that expands, 1 x 1 convolution that projects.
+    """Build an expanding 3x3 convolution and a projecting 1x1 convolution.
 
     Args:
         in_dims (int): Channels of the input.
         out_dims (int): Channels of the output.
         stride (int): Stride of the first convolution. Defaults to 1.
-        ratio (int): Hidden channels over ``in_dims``. Defaults to 4.
-        bias (bool): Give the first convolution a bias in addition to its
-            norm. Defaults to False.
+        ratio (int): Expansion, hidden channels over ``in_dims``. Defaults to 4.
+        bias (bool): Give the first convolution a bias in addition to its norm.
+            Defaults to False.
 
     Returns:
         nn.Sequential: (B, in_dims, H, W) -> (B, out_dims, ceil(H / stride),
@@ -72,7 +72,7 @@ def fused_block(in_dims: int, out_dims: int, stride: int = 1, ratio: int = 4,
 
 def inverted_block(in_dims: int, out_dims: int, stride: int = 1,
                    hidden_norms: bool = False) -> nn.Sequential:
-    """1 x 1 convolution to four times the width, 3 x 3 depthwise, 1 x 1 back.
+    """Build an inverted bottleneck: 1x1 to four times the width, 3x3 depthwise, 1x1.
 
     Args:
         in_dims (int): Channels of the input.
@@ -94,11 +94,11 @@ def inverted_block(in_dims: int, out_dims: int, stride: int = 1,
 
 
 class Residual(nn.Module):
-    """Adds a branch to its input.
+    """Shortcut around a branch.
 
     Args:
-        body (nn.Module): The branch, keeps the shape.
-        drop_path_rate (float): Rate of stochastic depth. Defaults to 0.
+        body (nn.Module): The branch, which keeps the shape.
+        drop_path_rate (float): Stochastic-depth rate. Defaults to 0.
     """
 
     def __init__(self, body: nn.Module, drop_path_rate: float = 0.):
@@ -112,12 +112,12 @@ class Residual(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """A block that halves the resolution, then blocks that keep it.
+    """A block that halves the resolution, followed by blocks that keep it.
 
     Args:
         downsample (nn.Module): First block, of stride 2.
-        blocks (Iterable[nn.Module]): The others, possibly none.
-        with_cp (bool): Recompute every block in the backward pass.
+        blocks (Iterable[nn.Module]): The other blocks, possibly none.
+        with_cp (bool): Recompute blocks in the backward pass.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module],
@@ -133,11 +133,11 @@ class ConvStage(nn.Module):
 
 
 def init_from_scratch(model: nn.Module) -> None:
-    """Initialise in place as both families were trained.
+    """Initialise a model in place, as published for both families.
 
-    Weights of convolutions get a truncated normal distribution of standard
-    deviation 0.02, biases zero. Residual branches of convolutions begin as
-    zero, by the scale of their last norm; attention and MLP do not.
+    Convolutions get truncated normal weights with standard deviation 0.02 and zero
+    biases. Convolutional residual branches start as zero through the scale of their
+    last norm; attention and MLP do not.
 
     Args:
         model (nn.Module): Backbone.

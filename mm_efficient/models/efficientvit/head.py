@@ -15,23 +15,23 @@ from .blocks import conv_norm_act
 
 @MODELS.register_module()
 class EfficientViTClsHead(ClsHead):
-    """1 x 1 convolution, average over the positions, two linears.
+    """1x1 convolution, global average pooling and two linear layers.
 
-    It takes maps, so it goes without a neck.
+    It takes feature maps, so there is no neck.
 
     Args:
         in_channels (int): Channels of the last stage.
-        hidden_dims (Sequence[int]): Width of the convolution and of the first
-            linear.
+        hidden_dims (Sequence[int]): Widths of the convolution and of the first linear
+            layer.
         num_classes (int): Number of classes. Defaults to 1000.
         loss (dict, optional): Config of the loss. Defaults to None, cross
             entropy.
         topk (Sequence[int]): Top-k accuracies during training.
             Defaults to (1, ).
-        cal_acc (bool): Compute accuracy during training, which soft labels do
-            not allow. Defaults to False.
+        cal_acc (bool): Compute accuracy during training, which is impossible with soft
+            labels. Defaults to False.
         init_cfg (dict | list[dict], optional): Initialisation. Defaults to None,
-            the published one, a truncated normal distribution.
+            the published truncated normal distribution.
     """
 
     def __init__(self,
@@ -54,11 +54,11 @@ class EfficientViTClsHead(ClsHead):
         self.fc = nn.Linear(linear_dims, num_classes)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Everything before the last linear.
+        """Compute the input of the last linear layer.
 
         Args:
-            feats (tuple[Tensor]): Maps of the backbone; the last is used,
-                (B, in_channels, h, w).
+            feats (tuple[Tensor]): Feature maps; the last one, (B, in_channels, h, w),
+                is used.
 
         Returns:
             Tensor: (B, hidden_dims[1]).
@@ -67,5 +67,5 @@ class EfficientViTClsHead(ClsHead):
         return self.act(self.norm(self.linear(x)))
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Maps of the backbone -> logits (B, num_classes)."""
+        """Feature maps -> logits (B, num_classes)."""
         return self.fc(self.pre_logits(feats))

@@ -19,13 +19,13 @@ _HEAD = {
 
 
 def published_name(target: str) -> str:
-    """Published name of one tensor, except inside the attention blocks.
+    """Return the published name of a tensor outside the attention blocks.
 
     Args:
         target (str): Key of our classifier's ``state_dict``.
 
     Returns:
-        str: The same, with stem, stages, convolutions and head renamed.
+        str: The key with stem, stages, convolutions and head renamed.
     """
     part, name = target.split('.', 1)
     if part == 'head':
@@ -44,13 +44,13 @@ def published_name(target: str) -> str:
 
 
 def block_counts(names: Iterable[str]) -> tuple[int, ...]:
-    """Number of blocks of every stage, without the one of stride 2.
+    """Count the blocks of every stage, without the downsampling ones.
 
     Args:
         names (Iterable[str]): Names in the file, published or timm's.
 
     Returns:
-        tuple[int]: Four numbers; -1 for a stage that is missing.
+        tuple[int]: Four numbers, -1 for a missing stage.
     """
     pattern = re.compile(r'(?:backbone\.)?stages\.([0-3])\.(?:op_list\.)?(\d+)\.')
     blocks = {match.groups() for match in map(pattern.match, names) if match}
@@ -60,15 +60,16 @@ def block_counts(names: Iterable[str]) -> tuple[int, ...]:
 
 def head_settings(tensors: Mapping[str, Tensor],
                   rename: Callable[[str], str] = str) -> dict:
-    """Sizes of the classification head, as far as the file tells.
+    """Read the sizes of the classification head.
 
     Args:
         tensors (dict[str, Tensor]): Tensors of the file.
-        rename (Callable): From a published name to the file's. Defaults to
-            the same.
+        rename (Callable): From published names to those of the file.
+            Defaults to the identity.
 
     Returns:
-        dict: ``hidden_dims`` and ``num_classes`` of ``EfficientViTClsHead``.
+        dict: ``hidden_dims`` and ``num_classes`` of ``EfficientViTClsHead``, the
+        published ones where tensors are missing.
     """
     def width(name: str, default: int) -> int:
         tensor = tensors.get(rename(f'head.op_list.{name}.weight'))

@@ -6,17 +6,17 @@ Original: https://github.com/altair199797/LowFormer, Apache-2.0, built on
 EfficientViT. This file is written from the architecture's description; timm
 (Apache-2.0) has the model too and agrees with it.
 
-What differs from the original, all of it neutral for published weights:
+Differences from the original, none of which affects published weights:
 
 - one architecture instead of the original's switches;
 - attention is `torch.nn.functional.scaled_dot_product_attention`;
-- drop path grows linearly over the blocks, one rate for all branches of a
-  block; the original counts branches, and lets the rates grow during training;
-- b2 is what the switches of the published package give (timm has the same);
-  the repository defines it in three ways and lists no results for it.
+- drop path grows linearly over blocks, with one rate for all branches of a block; the
+  original counts branches and increases the rates during training;
+- b2 follows the switches of the published package, as timm does; the repository
+  defines it in three ways and lists no results for it.
 
-The group norms of the b variants average over channels and positions: padding
-changes them everywhere, so pad batches of images as little as possible.
+The group norms of the b variants average over channels and positions, so padding
+changes them everywhere: pad batches as little as possible.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -57,20 +57,20 @@ class LowFormer(PyramidBackbone):
 
     Args:
         arch (str | dict): 'b0', 'b1', 'b15', 'b2', 'b3', 'e1', 'e2', 'e3', or
-            a dict with, for the four stages, ``embed_dims`` and ``depths``
-            (blocks after the one of stride 2); ``stem_dims`` and
-            ``stem_depth``, channels and blocks at stride 2; ``down_ratio``,
-            expansion of the blocks of stride 2; and whether LowFormer blocks
-            have ``attention`` and an ``mlp``. Defaults to 'b1'.
+            a dict with ``embed_dims`` and ``depths`` (blocks after the downsampling
+            one) of the four stages; ``stem_dims`` and ``stem_depth``, channels and
+            blocks at stride 2; ``down_ratio``, expansion of the downsampling blocks;
+            and whether LowFormer blocks have ``attention`` and an ``mlp``.
+            Defaults to 'b1'.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return.
             Defaults to (3, ).
-        pretrain_size (int, optional): Of no effect: no magnitude in this family
-            drifts with the resolution. (The cost per pixel does, by the softmax
-            attention of stages 3 and 4 alone: 7.5 % more FLOPs of b0 at
-            800 x 1344 than at 224 x 224.) Defaults to None.
-        drop_path_rate (float): Rate of the last block, growing linearly from 0.
-            Defaults to 0.05.
+        pretrain_size (int, optional): No effect: no magnitude in this family drifts
+            with the resolution. (FLOPs per pixel do, through the softmax attention of
+            stages 3 and 4: b0 has 7.5 % more at 800 x 1344 than at 224 x 224.)
+            Defaults to None.
+        drop_path_rate (float): Stochastic-depth rate of the last block, growing
+            linearly from 0. Defaults to 0.05.
         frozen_stages (int): -1 none, 0 the stem, i up to stage i.
             Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
@@ -141,15 +141,15 @@ class LowFormer(PyramidBackbone):
 
 def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: bool,
                     mlp: bool, drop_path_rate: float) -> nn.Sequential:
-    """Attention, MLP and local convolutions, each added to its input.
+    """Build attention, MLP and local convolutions, each with a shortcut.
 
     Args:
         embed_dims (int): Channels C.
-        kernel_size (int): Of the reduction before attention.
-        stride (int): Of the reduction before attention.
-        attention (bool): Whether the block attends.
-        mlp (bool): Whether it has an MLP; attention has a norm only then.
-        drop_path_rate (float): Rate of stochastic depth of every branch.
+        kernel_size (int): Kernel size of the reduction before attention.
+        stride (int): Stride of the reduction before attention.
+        attention (bool): Whether the block has attention.
+        mlp (bool): Whether it has an MLP; only then attention has a norm.
+        drop_path_rate (float): Stochastic-depth rate of every branch.
 
     Returns:
         nn.Sequential: (B, C, H, W) -> (B, C, H, W).
@@ -176,12 +176,12 @@ def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: b
 class ConvAttention(nn.Module):
     """Softmax attention between two convolutions ("Lowtention").
 
-    A depthwise convolution leads to a coarser grid, a transposed convolution
-    back; the latter is the output projection as well.
+    A depthwise convolution reduces the resolution; a transposed convolution, which is
+    the output projection as well, restores it.
 
     Args:
         embed_dims (int): Channels C.
-        kernel_size (int): Of the depthwise convolution.
+        kernel_size (int): Kernel size of the depthwise convolution.
         stride (int): 1 or 2.
     """
 
@@ -208,8 +208,8 @@ class ConvAttention(nn.Module):
         out = self.proj(out)
         if self.stride == 1:
             return out
-        # Odd sizes come back one row or column too large. Padding by less than
-        # nothing crops as slicing does, and exports with dynamic sizes.
+        # Odd sizes come back one row or column too large. Negative padding crops like
+        # slicing, and exports with dynamic sizes.
         return F.pad(out, (0, width - self.stride * columns,
                            0, height - self.stride * rows))
 

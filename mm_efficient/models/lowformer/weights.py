@@ -67,11 +67,11 @@ REPORTED = Reported(
         fpn='https://arxiv.org/abs/2409.03460'),
     notes=(
         'E1 to E3 are from the journal extension (https://arxiv.org/abs/2603.26551).',
-        'The reported 5350 M MACs of E3 are not those of its published configuration.',
-        'The published code defines B2 in three ways; ours is the one of its package '
-        'and of timm, and whether the reported results are of it is not known.',
-        'The detection and segmentation results are in the paper only, their settings '
-        'were not released.'),
+        'The 5350 M MACs reported for E3 do not match its released configuration.',
+        'The released code defines B2 in three ways. Ours is that of its package and '
+        'of timm; which one the reported results belong to is unknown.',
+        'Detection and segmentation results are in the paper only; their settings were '
+        'not released.'),
     deviates=frozenset({('lowformer_e3', 'macs')}))
 
 
@@ -101,8 +101,8 @@ class LowFormerFamily(Family):
         settings = LowFormer.ARCHS[arch]
         notes = []
         if arch == 'b2':
-            notes.append('the authors published no results of b2, and define it in '
-                         'several ways; this is the one that timm has, too')
+            notes.append('the authors published no results for b2 and define it in '
+                         'several ways; this is the one that timm has')
         return Layout(
             arch=arch,
             model=dict(
@@ -133,7 +133,7 @@ class LowFormerFamily(Family):
 
 
 def _layout(tensors: Tensors) -> tuple[str | None, Callable[[str], str]]:
-    """(name of the layout, function from a published name to the file's)."""
+    """Return the layout, and a function from published names to those of the file."""
     if any(re.match(r'stages\.[23]\.\d+\.local\.main\.', key) for key in tensors):
         return 'timm', _timm_name
     if not any(re.match(r'backbone\.stages\.[23]\.op_list\.\d+\.total\.', key)
@@ -146,7 +146,7 @@ def _layout(tensors: Tensors) -> tuple[str | None, Callable[[str], str]]:
 
 
 def _name(target: str, has_mlp: bool) -> str:
-    """Published name of one key of our classifier."""
+    """Return the published name of a key of our classifier."""
     name = published_name(target)
     if re.match(r'backbone\.stages\.[23]\.op_list\.[1-9]', name):
         for ours, published in _BLOCK.items():

@@ -7,16 +7,16 @@ the text of Apache-2.0, its README restricts the use to research and other
 non-commercial purposes. This file is written from the architecture's
 description and contains nothing of either. No weights were published.
 
-What differs from the original:
+Differences from the original:
 
-- the sums are evaluated in closed form, in float32 under any autocast;
-- ``pretrain_size`` takes out the growth with the number of tokens, exactly
-  neutral at that size;
-- drop path grows linearly from 0 over all blocks after those of stride 2, one
-  rate for both branches of a block; the original counts branches, and lets the
-  rates grow during training;
-- b2 has the depths of the published code, 24.0 M parameters; the published
-  table (24.5 M) seems to describe an earlier, deeper one.
+- the sums are evaluated in closed form, in float32 under autocast;
+- ``pretrain_size`` removes the growth with the number of tokens; at that size it has
+  no effect;
+- drop path grows linearly from 0 over all blocks except the downsampling ones, with one
+  rate for both branches of a block; the original counts branches and increases the
+  rates during training;
+- b2 has the depths of the published code, 24.0 M parameters; the published table
+  (24.5 M) seems to describe an earlier, deeper one.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -52,19 +52,19 @@ class ReduceFormer(PyramidBackbone):
 
     Args:
         arch (str | dict): 'b1', 'b2', 'b3', or a dict with ``embed_dims`` and
-            ``depths`` (blocks after the one of stride 2) of the four stages,
-            and ``stem_dims`` and ``stem_depth``, channels and blocks at
-            stride 2. Defaults to 'b1'.
+            ``depths`` (blocks after the downsampling one) of the four stages, and
+            ``stem_dims`` and ``stem_depth``, channels and blocks at stride 2.
+            Defaults to 'b1'.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return.
             Defaults to (3, ).
-        pretrain_size (int, optional): Image side the weights were trained
-            with, published: 128 to 288, evaluated at 224. If given, the sums
-            over tokens are scaled to that size, without which the output of
-            attention grows with the square of the number of tokens: needed
-            for detection and segmentation. Defaults to None.
-        drop_path_rate (float): Rate of the last block, growing linearly from 0.
-            Defaults to 0.05.
+        pretrain_size (int, optional): Image side in pixels during pre-training,
+            published: 128 to 288, evaluated at 224. If given, the sums over tokens are
+            scaled to that size. Needed for detection and segmentation: otherwise the
+            output of attention grows with the square of the number of tokens.
+            Defaults to None.
+        drop_path_rate (float): Stochastic-depth rate of the last block, growing
+            linearly from 0. Defaults to 0.05.
         frozen_stages (int): -1 none, 0 the stem, i up to stage i.
             Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
@@ -141,12 +141,12 @@ def separable_block(dims: int) -> nn.Sequential:
 
 def reduceformer_block(embed_dims: int, pretrain_tokens: int | None,
                        drop_path_rate: float) -> nn.Sequential:
-    """Attention and local convolutions, each added to its input.
+    """Build attention and local convolutions, each with a shortcut.
 
     Args:
         embed_dims (int): Channels C.
-        pretrain_tokens (int, optional): Number of tokens at pre-training.
-        drop_path_rate (float): Rate of stochastic depth of both branches.
+        pretrain_tokens (int, optional): Number of tokens during pre-training.
+        drop_path_rate (float): Stochastic-depth rate of both branches.
 
     Returns:
         nn.Sequential: (B, C, H, W) -> (B, C, H, W).
@@ -157,19 +157,19 @@ def reduceformer_block(embed_dims: int, pretrain_tokens: int | None,
 
 
 class ReductionAttention(nn.Module):
-    """Attention by sums, on the projections and a depthwise convolution of them.
+    """Attention by sums over the projections and over a depthwise convolution of them.
 
-    From the sums to the output norm everything is in float32 under autocast:
-    the sums leave the range of float16. A model that itself is in half
-    precision projects in half precision.
+    Under autocast everything from the sums to the output norm runs in float32: the sums
+    exceed the range of float16. A model converted to half precision projects in half
+    precision.
 
     Args:
         embed_dims (int): Channels C.
-        pretrain_tokens (int, optional): Number of tokens at pre-training, to
+        pretrain_tokens (int, optional): Number of tokens during pre-training, to
             which the sums are scaled. None: no scaling.
     """
 
-    float32_only = True  # the sums leave the range of float16
+    float32_only = True  # the sums exceed the range of float16
 
     def __init__(self, embed_dims: int, pretrain_tokens: int | None):
         super().__init__()
@@ -192,7 +192,7 @@ class ReductionAttention(nn.Module):
             return self.proj(out.to(self.qkv.weight.dtype))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
-        """Share of every channel at a position.
+        """Compute the share of every channel at a position.
 
         See :class:`~mm_efficient.models.attention_maps.Mappable`.
         """

@@ -7,29 +7,29 @@ EPS = 1e-15
 
 def reduction_attention(query: Tensor, key: Tensor, value: Tensor,
                         pretrain_tokens: int | None = None) -> Tensor:
-    """Gate a global number per channel by the share of the query at a position.
+    """Gate a global number per channel by the query's share at each position.
 
-    With the rectified Q and K the published form sums K, V times that, and K
-    times that over the positions, and divides by sums of Q and K. All but one
-    sum of K cancel:
+    With Q and K after ReLU, the published form sums K, V times that sum, and K times
+    the result over positions, and divides by sums of Q and K. All but one sum of K
+    cancel:
 
         out[c, p] = Q[c, p] / sum_c' Q[c', p] * sum_p' K[c, p'] * sum_p' V[c, p']
 
-    which is what is computed here. The result grows with the square of the
-    number of positions, and with the square of the input.
+    which is computed here. The result grows with the square of the number of positions
+    and with the square of the input.
 
     Source: ReduceFormer, https://arxiv.org/abs/2406.07488.
 
     Args:
-        query (Tensor): (B, C, H, W), of single or double precision.
+        query (Tensor): (B, C, H, W), float32 or float64.
         key (Tensor): (B, C, H, W).
         value (Tensor): (B, C, H, W).
-        pretrain_tokens (int, optional): Number of positions at which the
-            weights were trained. If given, both sums count as if there were
-            that many positions. Defaults to None, the published function.
+        pretrain_tokens (int, optional): Number of positions during pre-training. If
+            given, both sums are scaled to that number.
+            Defaults to None, the published function.
 
     Returns:
-        Tensor: (B, C, H, W), zero where Q is zero in all channels.
+        Tensor: (B, C, H, W), zero where Q is zero in every channel.
     """
     query = F.relu(query)
     key_sum = F.relu(key).sum((2, 3), keepdim=True)  # (B, C, 1, 1)
@@ -42,7 +42,7 @@ def reduction_attention(query: Tensor, key: Tensor, value: Tensor,
 
 
 def reduction_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The published order of sums and products, to compare with.
+    """Published order of sums and products, as a reference for tests.
 
     Args:
         query (Tensor): (B, C, H, W).

@@ -40,9 +40,9 @@ REPORTED = Reported(
         'README of https://github.com/NVIDIA/DL4AGX, Models/ReduceFormer'),
     notes=(
         'The reported MACs include norms, activations and biases (up to 3 % more).',
-        'The reported parameters and MACs of B2 are not those of its published code, '
-        'which has 24.0 M.',
-        'No weights, and no detection or segmentation were published.'),
+        'The parameters and MACs reported for B2 do not match the released code, which '
+        'has 24.0 M parameters.',
+        'No weights were published, nor detection or segmentation results.'),
     deviates=frozenset(('reduceformer_b2', key) for key in ('parameters', 'macs')))
 
 
@@ -87,7 +87,7 @@ class ReduceFormerFamily(Family):
 
 
 def _name(target: str) -> str:
-    """Published name of one key of our classifier."""
+    """Return the published name of a key of our classifier."""
     name = published_name(target)
     if re.match(r'backbone\.stages\.[23]\.op_list\.[1-9]', name):
         for ours, published in _BLOCK.items():

@@ -1,4 +1,4 @@
-"""Pooling a map to a grid by area, traceable with dynamic sizes."""
+"""Area pooling of a feature map to a grid, traceable with dynamic sizes."""
 import torch
 from torch import Tensor
 
@@ -6,10 +6,9 @@ from torch import Tensor
 def area_pool(x: Tensor, height: int, width: int) -> Tensor:
     """Average ``x`` over the cells of a ``height`` x ``width`` grid.
 
-    Like adaptive average pooling, except that an entry on the border of two
-    cells counts for both by its share, and that it is written as two matrix
-    products, which export with dynamic input sizes. Where input and output
-    size agree it is the identity, to the last bit.
+    Unlike adaptive average pooling, an entry on the border of two cells counts for
+    both in proportion to its overlap. Written as two matmuls, it exports with dynamic
+    input sizes. If input and output size agree, it is the exact identity.
 
     Args:
         x (Tensor): (..., H, W, C), floating point.
@@ -26,7 +25,7 @@ def area_pool(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
-    """Share of every entry in every cell's average, (cells, size)."""
+    """Weight of each entry in each cell's average, (cells, size)."""
     start = torch.arange(cells, dtype=like.dtype, device=like.device)[:, None]
     start = start * size / cells
     entry = torch.arange(size, dtype=like.dtype, device=like.device)

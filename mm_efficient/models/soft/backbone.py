@@ -5,17 +5,17 @@ https://arxiv.org/abs/2207.03341 (IJCV 2024, the normalised family).
 Original: https://github.com/fudan-zvg/SOFT, MIT licence, Zhang Vision Group,
 Fudan University. This file is written from the architecture's description.
 
-What differs from the original, all of it neutral for published weights:
+Differences from the original, none of which affects published weights:
 
-- the attention is evaluated as K (M (K^T v)) in chunks of tokens;
-- the normalised family takes the start factor of its inverse per image, not
-  from the whole batch (the same function for one image);
-- ``pretrain_size`` bounds the landmarks and the sum over tokens, so that the
-  cost is linear in the pixels;
-- for dense prediction the last level is taken behind the final norm, without
-  the class token (the original dense prediction code was not published);
-- small has 7 blocks in stage 3 as in every published table; the 20 of the
-  published factory are the arch ``small_d20``.
+- attention is computed as K (M (K^T v)) in chunks of tokens;
+- SOFT-Norm chooses the start factor of its inverse per image instead of per batch
+  (the same function for a single image);
+- ``pretrain_size`` bounds the number of landmarks and the sum over tokens, so
+  compute is linear in image size;
+- for dense prediction the last feature map is taken after the final norm, without
+  the class token (the original dense-prediction code was not published);
+- small has 7 blocks in stage 3 as in every published table; the published factory's
+  20 blocks are the arch ``small_d20``.
 """
 from collections.abc import Sequence
 from typing import Any
@@ -47,33 +47,32 @@ POSITION_GRIDS = (56, 28, 14, 7)  # side of the learned position embeddings
 class SOFT(PyramidBackbone):
     """Softmax-free transformer, plain or normalised.
 
-    Stages 1 to 3 attend through landmarks with a Gaussian kernel, stage 4 is
-    an ordinary transformer with a class token. A checkpoint fits both families
-    but was trained for one: ``normalized`` has to say which.
+    Stages 1 to 3 attend through landmarks with a Gaussian kernel; stage 4 is an
+    ordinary transformer with a class token. A checkpoint fits both SOFT and SOFT-Norm
+    but was trained for one of them: set ``normalized`` accordingly.
 
     Args:
         arch (str | dict): 'tiny', 'small', 'medium', 'large', 'huge' or
             'small_d20' (small as in the published factory), or a dict with
             ``embed_dims`` (multiples of 32) and ``depths`` of the four stages.
             Defaults to 'small'.
-        normalized (bool): Whether the landmark inverse is degree-normalised
-            (SOFT-Norm, all published COCO and ADE20K results).
-            Defaults to False.
+        normalized (bool): Use the degree-normalised inverse (SOFT-Norm, all
+            published COCO and ADE20K results). Defaults to False.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return.
             Defaults to (3, ).
-        out_type (str): 'featmap' returns maps; 'cls_token', which needs
-            ``out_indices=(3, )``, the class token as (B, C) for a linear
-            classification head. Defaults to 'featmap'.
-        pretrain_size (int, optional): Image side the weights were trained
-            with, published: 224. If given, larger images get no more landmarks
-            than that size has (they are averaged over a grid), and the sum over
+        out_type (str): 'featmap' to return feature maps, or 'cls_token' to return
+            the class token, (B, C), for a linear head; the latter needs
+            ``out_indices=(3, )``. Defaults to 'featmap'.
+        pretrain_size (int, optional): Image side in pixels during pre-training,
+            published: 224. If given, larger images get no more landmarks than an
+            image of that size (they are averaged over a grid), and the sum over
             tokens is scaled to that size. Defaults to None.
-        drop_path_rate (float): Rate of the last block, growing linearly from 0.
-            Defaults to 0.1.
-        drop_type (str): What the rate means in stages 1 to 3: 'dropout' of
-            single elements, as published, or 'drop_path'. Stage 4 always uses
-            drop path. Defaults to 'dropout'.
+        drop_path_rate (float): Stochastic-depth rate of the last block, growing
+            linearly from 0. Defaults to 0.1.
+        drop_type (str): How stages 1 to 3 apply the rate: 'dropout' of single
+            elements, as published, or 'drop_path'. Stage 4 always uses drop path.
+            Defaults to 'dropout'.
         frozen_stages (int): -1 none, 0 the stem, i up to stage i.
             Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
@@ -170,10 +169,10 @@ class SOFT(PyramidBackbone):
         return self.norm(x).permute(0, 3, 1, 2)
 
     def _init_from_scratch(self) -> None:
-        """Truncated normal linears and embeddings, as published.
+        """Initialise linear layers and embeddings from a truncated normal.
 
-        The original creates stages 1 to 3 of the normalised family again after
-        this pass, so their linears keep PyTorch's initialisation.
+        In SOFT-Norm the linear layers of stages 1 to 3 keep PyTorch's
+        initialisation: the original creates these stages again afterwards.
         """
         for i, stage in enumerate(self.stages):
             for parameter in stage.parameters(recurse=False):
@@ -197,7 +196,7 @@ class SOFTStage(nn.Module):
     Args:
         embed_dims (int): Channels C.
         position_grid (int): Side of the learned position embedding.
-        downsample (nn.Module): Leads from the stage before to this one's grid.
+        downsample (nn.Module): Downsamples the output of the previous stage.
         blocks (Sequence[nn.Module]): Blocks on (B, h, w, C).
         with_cp (bool): Recompute blocks in the backward pass.
     """
@@ -240,7 +239,7 @@ class ClassTokenStage(nn.Module):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C_in, H, W) -> class token (B, C) and map (B, h, w, C)."""
+        """(B, C_in, H, W) -> class token (B, C) and feature map (B, h, w, C)."""
         x = self.downsample(x).permute(0, 2, 3, 1)  # (B, h, w, C)
         shape = x.shape
         x = x + resize_position(self.pos_embed[:, 1:], shape[1:3])
@@ -251,14 +250,14 @@ class ClassTokenStage(nn.Module):
 
 
 def resize_position(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize a square position embedding, bilinearly as the original does.
+    """Resize a square position embedding bilinearly, as the original does.
 
     Args:
         pos_embed (Tensor): (1, side * side, C).
-        size (Sequence[int]): Rows h and columns w wanted.
+        size (Sequence[int]): Target rows h and columns w.
 
     Returns:
-        Tensor: (1, h, w, C), unchanged to the last bit if h = w = side.
+        Tensor: (1, h, w, C), bit-equal to the input if h = w = side.
     """
     side = int(pos_embed.shape[1]**0.5)
     grid = pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2)
@@ -268,23 +267,23 @@ def resize_position(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class SOFTAttention(nn.Module):
-    """Gaussian-kernel attention through landmarks, and a value convolution.
+    """Gaussian-kernel attention through landmarks, plus a convolution of the values.
 
-    There is no key projection: keys are queries. Heads share the weights that
-    turn queries into landmarks. Everything but the two projections and the
-    convolution is computed in float32 under autocast: the inverse needs it,
-    and sums over all tokens leave the range of float16.
+    Queries serve as keys. All heads share the weights that turn queries into
+    landmarks. Under autocast everything except the two projections and the
+    convolution runs in float32: the inverse needs it, and sums over all tokens
+    exceed the range of float16.
 
     Args:
         embed_dims (int): Channels C, heads of 32 channels.
-        landmark_ratio (int): Tokens per landmark and side, r.
+        landmark_ratio (int): Tokens per landmark along each side, r.
         value_kernel (int): Kernel size of the value convolution.
         normalized (bool): Use the degree-normalised inverse.
-        pretrain_grid (int, optional): Side of the token grid at pre-training,
-            bounds landmarks and the sum over tokens. None: no bound.
+        pretrain_grid (int, optional): Side of the token grid during pre-training,
+            which bounds landmarks and the sum over tokens. None: no bound.
     """
 
-    float32_only = True  # the inverse leaves the range of float16
+    float32_only = True  # the inverse exceeds the range of float16
 
     def __init__(self, embed_dims: int, landmark_ratio: int, value_kernel: int,
                  normalized: bool, pretrain_grid: int | None):
@@ -297,7 +296,7 @@ class SOFTAttention(nn.Module):
         self.landmark_conv = nn.Conv2d(HEAD_DIMS, HEAD_DIMS, landmark_ratio,
                                        landmark_ratio, bias=False)
         self.landmark_norm = nn.LayerNorm(HEAD_DIMS)
-        # One filter per head, applied to each of its channels
+        # One filter per head, applied to all channels of the head
         self.value_conv = nn.Conv2d(self.num_heads, self.num_heads, value_kernel,
                                     padding=value_kernel // 2,
                                     groups=self.num_heads, bias=False)
@@ -353,9 +352,9 @@ class SOFTAttention(nn.Module):
         return landmarks, inverse
 
     def _landmarks(self, query: Tensor) -> Tensor:
-        """One landmark per r x r tokens, (B, h, w, C) -> (B, heads, m, d)."""
+        """Compute a landmark per r x r tokens, (B, h, w, C) -> (B, heads, m, d)."""
         conv = self.landmark_conv
-        # All heads at once; a remainder of the grid has no landmark, as published
+        # All heads at once; tokens beyond a multiple of r get none, as published
         landmarks = F.conv2d(query.permute(0, 3, 1, 2),
                              conv.weight.repeat(self.num_heads, 1, 1, 1),
                              stride=conv.stride, groups=self.num_heads)
@@ -379,7 +378,7 @@ class SOFTAttention(nn.Module):
 
 
 def _minimum(size: int, bound: int) -> int:
-    """``min`` that keeps a size symbolic while exporting with dynamic sizes."""
+    """``min`` that keeps dynamic sizes symbolic during export."""
     if isinstance(size, torch.SymInt):
         return torch.sym_min(size, bound)
     if isinstance(size, Tensor):  # while tracing to TorchScript
@@ -393,7 +392,7 @@ class SOFTBlock(nn.Module):
     Args:
         embed_dims (int): Channels C.
         attn (nn.Module): Attention on (B, h, w, C).
-        drop (nn.Module): Dropout or drop path of both branches.
+        drop (nn.Module): Dropout or drop path for both branches.
     """
 
     def __init__(self, embed_dims: int, attn: nn.Module, drop: nn.Module):
@@ -448,7 +447,7 @@ class TransformerBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linears with an activation between, hidden width 4 C."""
+    """Linear layer to width 4 C, activation, linear layer back."""
 
     def __init__(self, embed_dims: int, act: nn.Module):
         super().__init__()

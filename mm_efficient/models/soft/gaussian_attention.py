@@ -1,10 +1,10 @@
 """Softmax-free attention with a Gaussian kernel and landmarks (SOFT).
 
 ``K M K^T v`` with ``K = exp(-|q - l|^2 / 2)`` between all tokens q and a few
-landmarks l: https://arxiv.org/abs/2110.11945, section 3. Two forms of the same
-function: :func:`gaussian_attention_reference` as the formula reads, and
-:func:`gaussian_attention`, which goes through the tokens in chunks and never
-holds the (tokens x landmarks) matrix K.
+landmarks l: https://arxiv.org/abs/2110.11945, section 3. There are two forms of the
+same function: :func:`gaussian_attention_reference` follows the formula;
+:func:`gaussian_attention` processes the tokens in chunks and never stores the
+(tokens x landmarks) matrix K.
 """
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Entries of K that are computed at a time: on a CPU about what its caches hold,
-# on other devices enough to keep them busy.
+# Entries of K per chunk: about what a CPU's caches hold, and enough to keep other
+# devices busy
 CHUNK_ENTRIES = {'cpu': 2**22}
 CHUNK_ENTRIES_DEFAULT = 2**26
 
 
 def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """Gaussian kernel ``exp(-|x_i - y_j|^2 / 2)`` of all pairs.
+    """Compute the Gaussian kernel ``exp(-|x_i - y_j|^2 / 2)`` of all pairs.
 
-    The squared distance is expanded and cannot become negative by rounding.
+    The squared distance is expanded, and clamped so that rounding cannot make it
+    negative.
 
     Args:
         x (Tensor): (..., N, d).
@@ -37,10 +38,10 @@ def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def landmark_kernel(landmarks: Tensor) -> Tensor:
-    """Gaussian kernel of landmarks with themselves, unit diagonal exactly.
+    """Compute the Gaussian kernel between landmarks, with an exact unit diagonal.
 
-    Rounding on the diagonal would decide about the result where the start
-    factor of the inverse is on the edge of convergence (a single landmark).
+    With a single landmark the start factor of the inverse is on the edge of
+    convergence, and rounding on the diagonal would decide the result.
 
     Args:
         landmarks (Tensor): (..., m, d).
@@ -62,11 +63,11 @@ def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor
 
 def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
                        inverse: Tensor) -> Tensor:
-    """Attention ``K M (K^T v)`` through landmarks, in memory linear in N.
+    """Compute attention ``K M (K^T v)`` through landmarks, in memory linear in N.
 
-    K is computed chunk by chunk, in the backward pass again. While tracing
-    (``torch.compile``, export) there is one chunk, so that the graph does not
-    depend on the number of tokens.
+    K is computed chunk by chunk and recomputed in the backward pass. While tracing
+    (``torch.compile``, export) there is a single chunk, so the graph does not depend
+    on the number of tokens.
 
     Args:
         query (Tensor): Tokens q, (B, heads, N, d), already scaled.
@@ -92,7 +93,7 @@ def _half_norm(x: Tensor) -> Tensor:
 
 
 def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
-    """Slices of the tokens that keep K within ``CHUNK_ENTRIES``."""
+    """Yield slices of the tokens that keep K within ``CHUNK_ENTRIES``."""
     if torch.compiler.is_compiling():
         yield slice(None)
         return
@@ -107,7 +108,7 @@ def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
 
 
 def _homogeneous(query: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-    """q' and l' with q' . l' = -|q - l|^2 / 2: one product, no broadcasting."""
+    """Return q' and l' with q' . l' = -|q - l|^2 / 2: one matmul, no broadcasting."""
     ones = torch.ones_like
     half_q, half_l = _half_norm(query), _half_norm(landmarks)
     query = torch.cat([query, -half_q, -ones(half_q)], -1)  # (G, N, d + 2)
@@ -154,7 +155,7 @@ class _GaussianAttention(Function):
             grad_mixed = grad_mixed + kernel.transpose(1, 2) @ grad[:, c]
         grad_inverse = grad_mixed @ summary.transpose(1, 2)
         grad_summary = inverse.transpose(1, 2) @ grad_mixed  # (G, m, d)
-        # dL/dK = grad mixed^T + value grad_summary^T, as one product
+        # dL/dK = grad mixed^T + value grad_summary^T, as one matmul
         right = torch.cat([mixed, grad_summary], -1).transpose(1, 2)
         grad_query, grad_value = torch.empty_like(query), torch.empty_like(value)
         grad_landmarks: Tensor | int = 0

@@ -3,14 +3,14 @@
 The iteration X <- 2 X - X A X, started at a small multiple of A, is a spectral
 filter: after 20 steps it maps an eigenvalue mu of A to
 ``(1 - (1 - alpha mu^2)^(2^20)) / mu``, which is 1 / mu for large mu and 0 for
-small. Networks were trained with this filter, so an exact inverse is another
+small. Networks were trained with this filter; an exact inverse is a different
 function. See SOFT (https://arxiv.org/abs/2110.11945) and its journal version
 (https://arxiv.org/abs/2207.03341).
 
-Every matrix is a Gaussian kernel matrix: symmetric, entries in [0, 1], unit
-diagonal. Batches are (B, heads, m, m), and nothing is shared between images.
-All arithmetic is done in the dtype given; callers keep it at float32 or more
-(in half precision ``alpha`` underflows from about 257 landmarks on).
+Every matrix is a Gaussian kernel matrix: symmetric, with entries in [0, 1] and a unit
+diagonal. Batches are (B, heads, m, m); nothing is shared between images. Arithmetic
+runs in the given dtype, which callers keep at float32 or higher: in half precision
+``alpha`` underflows from about 257 landmarks on.
 """
 from typing import Any
 
@@ -28,15 +28,15 @@ COLUMN_SUM_LIMIT = 1.01
 
 
 def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
-    """Inverse of ``kernel + 0.01 I``, as plain SOFT computes it.
+    """Invert ``kernel + 0.01 I``, as plain SOFT does.
 
     Args:
         kernel (Tensor): Landmark kernel matrices, (B, heads, m, m).
         steps (int): Newton steps. Defaults to 20.
 
     Returns:
-        Tensor: (B, heads, m, m). Its gradient is that of an exact inverse,
-        ``-M^T G M^T``, the published rule, and keeps only the result.
+        Tensor: (B, heads, m, m). Its gradient is the published one, that of an exact
+        inverse, ``-M^T G M^T``; only the result is saved for it.
     """
     m = kernel.shape[-1]
     row_sum = kernel.detach().sum(-1).amax(-1)[..., None, None]  # (B, heads, 1, 1)
@@ -49,19 +49,19 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
 
 
 def normalized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
-    """Degree-normalised inverse ``D^-1/2 A^-1 D^-1/2`` of SOFT's Norm family.
+    """Compute the degree-normalised inverse ``D^-1/2 A^-1 D^-1/2`` of SOFT-Norm.
 
-    D holds the row sums of A. The start factor is chosen per image; the
-    published code takes it from the whole batch, which is the same for one
-    image and makes an image depend on its neighbours otherwise.
+    D holds the row sums of A. The start factor is chosen per image. The published
+    code chooses it per batch, which makes an image's output depend on the rest of the
+    batch; for a single image both are the same.
 
     Args:
         kernel (Tensor): Landmark kernel matrices A, (B, heads, m, m).
         steps (int): Newton steps. Defaults to 20.
 
     Returns:
-        Tensor: (B, heads, m, m), differentiable through everything, the start
-        factor included; no iterate is kept for the backward pass.
+        Tensor: (B, heads, m, m), differentiable through everything including the
+        start factor, without saving the iterates.
     """
     degree = kernel.sum(-1)  # (B, heads, m)
     inverse = newton_iteration(kernel, _start_factor(kernel, degree), steps)
@@ -73,8 +73,8 @@ def _start_factor(kernel: Tensor, degree: Tensor) -> Tensor:
     """alpha = 2 / rho^2, halved as often as the image needs, (B, 1, 1, 1)."""
     alpha = 2 / degree.amax((1, 2), keepdim=True).square()  # (B, 1, 1)
     with torch.no_grad():
-        # Entries of A A are not negative, so the column sums of |I - alpha A A|
-        # follow from its own column sums and diagonal: no m x m product.
+        # Entries of A A are non-negative, so the column sums of |I - alpha A A| follow
+        # from its column sums and diagonal, without an m x m matmul
         diagonal = kernel.square().sum(-1)  # (B, heads, m)
         rest = (kernel @ degree[..., None])[..., 0] - diagonal
         factor = torch.ones_like(alpha)
@@ -87,7 +87,7 @@ def _start_factor(kernel: Tensor, degree: Tensor) -> Tensor:
 
 
 def newton_iteration_reference(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
-    """Plain form of :func:`newton_iteration`; autograd keeps every iterate."""
+    """Plain form of :func:`newton_iteration`; autograd saves every iterate."""
     x = alpha * kernel
     for _ in range(steps):
         x = 2 * x - x @ kernel @ x
@@ -95,7 +95,7 @@ def newton_iteration_reference(kernel: Tensor, alpha: Tensor, steps: int) -> Ten
 
 
 def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
-    """``steps`` times X <- 2 X - X A X from X = alpha A, for symmetric A.
+    """Repeat X <- 2 X - X A X from X = alpha A, for symmetric A.
 
     Args:
         kernel (Tensor): Symmetric matrices A, (B, heads, m, m).
@@ -103,8 +103,8 @@ def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
         steps (int): Number of steps.
 
     Returns:
-        Tensor: (B, heads, m, m), with gradients to ``kernel`` (symmetric, like
-        it) and ``alpha`` whose memory does not grow with ``steps``.
+        Tensor: (B, heads, m, m), with gradients for ``kernel`` (symmetric as well)
+        and ``alpha``. Memory does not grow with ``steps``.
     """
     if torch.jit.is_tracing():
         return _iterate(kernel, alpha, steps)
@@ -121,7 +121,7 @@ def _iterate(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
 
 
 class _ImplicitInverse(Function):
-    """Newton inverse with the gradient rule of an exact inverse."""
+    """Newton's iteration with the gradient of an exact inverse."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, alpha: Tensor, steps: int) -> Tensor:
@@ -138,13 +138,12 @@ class _ImplicitInverse(Function):
 
 
 class _NewtonIteration(Function):
-    """Newton iteration differentiated without keeping the iterates.
+    """Newton's iteration, differentiated without saving the iterates.
 
     The result is a polynomial p(A). For symmetric A the derivative of a matrix
-    polynomial is its own adjoint, so the gradient for an incoming G is the
-    directional derivative of p at A in direction G: the tangent recursion,
-    run beside the iteration, replaces reverse mode. A being symmetric, only
-    the symmetric part of G counts.
+    polynomial is self-adjoint, so the gradient for an incoming G is the directional
+    derivative of p at A in direction G: a tangent recursion beside the iteration
+    replaces reverse mode. As A is symmetric, only the symmetric part of G counts.
 
     The derivative by alpha follows from scaling, ``X(s A, alpha / s^2) =
     X(A, alpha) / s``: differentiated at s = 1 and multiplied by G,
@@ -164,9 +163,9 @@ class _NewtonIteration(Function):
         m = kernel.shape[-1]
         direction = (grad + grad.transpose(-1, -2)) / 2
         x = alpha * kernel
-        tangent = alpha * direction  # of x, A moving along the gradient
+        tangent = alpha * direction  # of x, as A moves along the gradient
         for _ in range(ctx.steps):
-            # One product on the right serves both: (B, heads, 2 m, m)
+            # One right factor serves both: (B, heads, 2 m, m)
             moved = torch.cat([x, tangent], -2) @ (kernel @ x)
             x_moved, tangent_moved = moved.split(m, -2)
             tangent = (2 * tangent - tangent_moved - tangent_moved.transpose(-1, -2)

@@ -22,8 +22,8 @@ from ...weights.family import (
 )
 from .backbone import SOFT
 
-# Our module in a block of stages 1 to 3 -> published module. Stage 4 blocks
-# have the same names in both, except for the projections to q, k and v.
+# Our module in a block of stages 1 to 3 -> published module. Blocks of stage 4 have
+# the same names in both, except for the projections to q, k and v.
 _BLOCK = {
     'attn.q': 'att.mha.W_q',
     'attn.v': 'att.mha.W_v',
@@ -60,11 +60,11 @@ REPORTED = Reported(
     sources=dict.fromkeys(('cls', 'retinanet', 'maskrcnn', 'upernet'),
                           'README of https://github.com/fudan-zvg/SOFT'),
     notes=(
-        'The reported MACs are of convolutions and linear layers only, within 5 %; '
-        'the measured ones count every product.',
-        'The published factory builds Small with 20 blocks in stage 3, which fits none '
-        'of the reported numbers; that model is the arch `small_d20`.',
-        'All COCO and ADE20K results are of the Norm family.'),
+        'The reported MACs cover convolutions and linear layers only, within 5 %; the '
+        'measured ones cover all matmuls.',
+        'The released code builds Small with 20 blocks in stage 3, which matches none '
+        'of the reported figures; here that model is the arch `small_d20`.',
+        'All COCO and ADE20K results are for SOFT-Norm.'),
     deviates=frozenset((f'soft_{arch}{norm}', 'macs')
                        for arch in ('tiny', 'small', 'medium', 'large', 'huge')
                        for norm in ('', '_norm')))
@@ -95,9 +95,9 @@ class SOFTFamily(Family):
             return None
         arch = self._arch(tensors)
         name = arch.split('_')[0]
-        notes = ['the tensors do not tell SOFT from SOFT-Norm: choose the '
-                 'config of the family that the authors trained them for '
-                 '(*_norm for SOFT-Norm, i.e. normalized=True)']
+        notes = ['SOFT and SOFT-Norm have the same tensors: choose the config that '
+                 'the weights were trained for (*_norm, i.e. normalized=True, for '
+                 'SOFT-Norm)']
         if arch != name:
             notes.append(f'set model.backbone.arch={arch} in these configs')
         return Layout(
@@ -124,7 +124,7 @@ class SOFTFamily(Family):
 
 
 def _sources(target: str) -> Source:
-    """Published tensors for one key of our classifier."""
+    """Find the published tensors of a key of our classifier."""
     if target.startswith('head.fc.'):
         return Source((target.replace('head.fc.', 'head.'),))
     key = target[len('backbone.'):]

@@ -1,23 +1,22 @@
-"""Efficient additive attention of SwiftFormer on maps.
+"""Efficient additive attention (SwiftFormer) on feature maps.
 
-Every token's query votes for one global query, which then gates the keys; no
-token meets another, so the cost is linear in the tokens. The number of tokens
-N is H * W, and no map is turned into a token sequence or back. See
-https://arxiv.org/abs/2303.15446.
+All queries are combined into one global query, which gates the keys. Tokens do not
+interact pairwise, so compute is linear in their number N = H * W. Feature maps are
+never reshaped into token sequences. See https://arxiv.org/abs/2303.15446.
 """
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def global_query(query: Tensor, weight: Tensor) -> Tensor:
-    """Sum of all queries, weighted by their L2-normalised scores.
+    """Sum all queries, weighted by their L2-normalised scores.
 
-    The scores' norm over all tokens is 1, hence any positive factor of
-    ``weight`` cancels and the result grows like the square root of N. Below
-    float32 the bound of the norm, 1e-12, would be 0.
+    The scores have unit norm over all tokens, so any positive factor of ``weight``
+    cancels and the result grows with the square root of N. In half precision the lower
+    bound of the norm, 1e-12, would be 0.
 
     Args:
-        query (Tensor): Queries, (B, H, W, C), in any order of the memory.
+        query (Tensor): Queries, (B, H, W, C), in any memory layout.
         weight (Tensor): Direction that scores a query, (C, 1).
 
     Returns:

@@ -4,19 +4,18 @@ Paper: https://arxiv.org/abs/2303.15446 (ICCV 2023).
 Original: https://github.com/Amshaker/SwiftFormer, Apache-2.0 licence. This
 file is written from the architecture's description.
 
-What differs from the original, all of it neutral for published weights:
+Differences from the original, none of which affects published weights:
 
-- maps stay maps: query, key and the other linears of the attention are 1x1
-  convolutions, query and key one of them;
-- norms and sums over tokens are computed in float32 under autocast;
+- the linear layers of the attention are 1x1 convolutions on feature maps, a single one
+  for query and key;
+- norms and sums over tokens run in float32 under autocast;
 - the factor C^-0.5 of the attention scores, which cancels, is left out;
-- ``pretrain_size`` can hold the global query at the magnitude it had in
-  training; without it, it grows with the image's side;
-- the classifier (batch norm, two linears) is the head
+- ``pretrain_size`` can keep the global query at its magnitude during pre-training;
+  without it, it grows with the side of the image;
+- the classifier (batch norm, two linear layers) is the head
   :class:`~mm_efficient.models.heads.DistilledClsHead`.
 
-The sum over tokens runs over the whole input: the padding of a batch of
-differently large images takes part in it, as in the original.
+As in the original, the sum over tokens includes the padding of a batch.
 """
 from collections.abc import Sequence
 
@@ -44,27 +43,25 @@ SCALE_INIT = 1e-5  # of the attention's and the MLP's layer scale
 
 @MODELS.register_module()
 class SwiftFormer(PyramidBackbone):
-    """Convolutional stages that each end with efficient additive attention.
+    """Convolutional stages, each of which ends with efficient additive attention.
 
     Args:
         arch (str | dict): 'xs', 's', 'l1', 'l3', or a dict with
-            ``embed_dims`` (the first even) and ``depths`` of the four stages;
-            the last block of a stage is the one with attention.
-            Defaults to 'xs'.
+            ``embed_dims`` (the first one even) and ``depths`` of the four stages;
+            the last block of each stage has the attention. Defaults to 'xs'.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return.
             Defaults to (3, ).
-        output_norm (bool): Whether every returned level has a batch norm of
-            its own, as in the original's dense prediction. Weights of a
-            classifier do not have them; they start as the identity.
-            Defaults to False.
-        pretrain_size (int, optional): Image side the weights were trained
-            with, published: 224. If given, the global query is scaled by the
-            square root of that size's number of tokens over the image's.
+        output_norm (bool): Give every returned feature map a batch norm, as the
+            original does for dense prediction. Classifier weights lack these norms,
+            which start as the identity. Defaults to False.
+        pretrain_size (int, optional): Image side in pixels during pre-training,
+            published: 224. If given, the global query is scaled by the square root of
+            the number of tokens at that size over that of the image.
             Defaults to None.
-        drop_path_rate (float): Rate of the last block, growing linearly from 0
-            over all blocks. As in the original it applies to attention and MLP
-            only, which are in the last block of a stage. Defaults to 0.
+        drop_path_rate (float): Stochastic-depth rate of the last block, growing
+            linearly from 0 over all blocks. As in the original it applies only to
+            attention and MLP, in the last block of a stage. Defaults to 0.
         frozen_stages (int): -1 none, 0 the stem, i up to stage i.
             Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode. Defaults to False.
@@ -129,7 +126,7 @@ class SwiftFormer(PyramidBackbone):
         return self.output_norms[key](x) if key in self.output_norms else x
 
     def _init_from_scratch(self) -> None:
-        """Truncated normal convolutions without bias, as published."""
+        """Initialise convolutions as published: truncated normal, zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 trunc_normal_(module.weight, std=0.02)
@@ -138,7 +135,7 @@ class SwiftFormer(PyramidBackbone):
 
 
 def _conv_bn(in_dims: int, out_dims: int) -> list[nn.Module]:
-    """Halve the grid."""
+    """Halve the resolution."""
     return [nn.Conv2d(in_dims, out_dims, 3, 2, 1), nn.BatchNorm2d(out_dims)]
 
 
@@ -146,7 +143,7 @@ class SwiftFormerStage(nn.Module):
     """One stage.
 
     Args:
-        downsample (nn.Module): Leads from the stage before to this one's grid.
+        downsample (nn.Module): Downsamples the output of the previous stage.
         blocks (Sequence[nn.Module]): Blocks on (B, C, h, w).
         with_cp (bool): Recompute blocks in the backward pass.
     """
@@ -230,8 +227,8 @@ class AdditiveAttention(nn.Module):
 
     Args:
         embed_dims (int): Channels C.
-        pretrain_grid (int, optional): Side of the grid at pre-training, whose
-            number of tokens the global query is scaled to. None: no scaling.
+        pretrain_grid (int, optional): Side of the token grid during pre-training, to
+            which the global query is scaled. None: no scaling.
     """
 
     def __init__(self, embed_dims: int, pretrain_grid: int | None):
@@ -262,7 +259,7 @@ class AdditiveAttention(nn.Module):
                              signed=True, by_token=False)]
 
     def _attend(self, qk: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised query, and key gated by the global query, (B, h, w, C)."""
+        """Return normalised queries and gated keys, both (B, h, w, C)."""
         query, key = F.normalize(qk.unflatten(-1, (2, -1)), dim=-1).unbind(-2)
         gate = global_query(query, self.score_weight.to(qk.dtype))
         if self.pretrain_grid:
@@ -303,7 +300,7 @@ class Mlp(nn.Module):
 
 
 def _layer_scale(embed_dims: int, value: float) -> nn.Parameter:
-    """Shaped as in the original, whose weight decay spares vectors only."""
+    """Make a layer scale shaped as in the original, which decays all but vectors."""
     return nn.Parameter(torch.full((embed_dims, 1, 1), value))
 
 
@@ -313,6 +310,6 @@ def _add_scaled(x: Tensor, scale: Tensor | None, branch: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _scale_output(conv: nn.Conv2d, scale: Tensor) -> None:
-    """Let a convolution multiply its outputs, scale is (C, 1, 1)."""
+    """Fold a scale of shape (C, 1, 1) into a convolution."""
     conv.weight.mul_(scale[..., None])
     conv.bias.mul_(scale.flatten())

@@ -123,11 +123,10 @@ class SwiftFormerFamily(Family):
         """'published', 'timm' or None."""
         if any(map(_TRANSFORMERS.fullmatch, tensors)):
             raise CheckpointError(
-                'SwiftFormer in the layout of Hugging Face transformers, which '
-                'is another operator: there the weight of every token is 1 '
-                'instead of its L2-normalised score, so the same tensors '
-                "compute other features. Pass the authors' file or timm's "
-                '(swiftformer_*.dist_in1k)')
+                'SwiftFormer in the layout of Hugging Face transformers, a different '
+                'operator: it weights every token by 1 instead of its L2-normalised '
+                'score, so the same tensors compute other features. Pass the '
+                "authors' file or timm's (swiftformer_*.dist_in1k)")
         for layout, pattern in (('published', _PUBLISHED), ('timm', _TIMM)):
             if any(map(pattern.fullmatch, tensors)):
                 return layout
@@ -144,7 +143,7 @@ class SwiftFormerFamily(Family):
 
 
 def _source(target: str, depths: Sequence[int]) -> Source:
-    """Published tensors for one key of our classifier."""
+    """Find the published tensors of a key of our classifier."""
     for ours, theirs in (('head.fc.', 'head.'), ('head.fc_dist.', 'dist_head.'),
                          ('head.norm.', 'norm.'),
                          ('backbone.stem.', 'patch_embed.')):
@@ -171,7 +170,7 @@ def _source(target: str, depths: Sequence[int]) -> Source:
 
 
 def _as_1x1(tensor: Tensor) -> Tensor:
-    """Weight of a linear as that of a 1x1 convolution; a bias as it is."""
+    """Reshape a linear layer's weight for a 1x1 convolution; leave biases alone."""
     return tensor[:, :, None, None] if tensor.ndim == 2 else tensor
 
 

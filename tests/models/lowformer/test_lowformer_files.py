@@ -85,13 +85,13 @@ def test_missing_tensors_are_named_as_in_the_file(rename, key, published):
 def test_no_known_variant(published):
     tensors = {key: value for key, value in published(VARIANT).items()
                if not key.startswith('backbone.stages.3.op_list.4.')}
-    with pytest.raises(CheckpointError, match=r'\(32, \(0, 0, 3, 3\), True, True\), '
+    with pytest.raises(CheckpointError, match=r'\(32, \(0, 0, 3, 3\), True, True\); '
                        r'published are b0 \(32, \(0, 0, 3, 4\)'):
         convert_checkpoint(tensors)
     width = 'backbone.stages.0.op_list.0.main.point_conv.conv.weight'
     tensors = published(VARIANT)
     del tensors[width]
-    with pytest.raises(CheckpointError, match=r'is \(None, \(0, 0, 3, 4\)'):
+    with pytest.raises(CheckpointError, match=r'MLP\) \(None, \(0, 0, 3, 4\)'):
         convert_checkpoint(tensors)
 
 
@@ -110,4 +110,4 @@ def test_the_unpublished_variant_is_told():
         model = timm.create_model('lowformer_b2')
     tensors = {key: torch.zeros((), dtype=value.dtype).expand(value.shape)
                for key, value in model.state_dict().items()}
-    assert 'no results of b2' in convert_checkpoint(tensors).report
+    assert 'no results for b2' in convert_checkpoint(tensors).report

@@ -1,0 +1,142 @@
+"""Settings of a run that arguments choose, each written into the config."""
+import os.path as osp
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..errors import InputError
+from ..files import is_local
+from ..weights.checking import check_checkpoint
+from .model_checks import is_ours
+from .traversal import split_datasets
+
+
+def set_work_dir(cfg: Config, work_dir: str | Path | None = None) -> None:
+    """Choose the folder of a run.
+
+    Args:
+        cfg (Config): Changed in place.
+        work_dir (str | Path, optional): The folder. Defaults to None: the
+            ``work_dir`` of the config, else ``work_dirs/<name of the config file>``.
+
+    Raises:
+        InputError: If there is no name either.
+    """
+    if work_dir is not None:
+        cfg.work_dir = str(work_dir)
+    elif cfg.get('work_dir') is None:
+        if not cfg.filename:
+            raise InputError('work_dir is missing: the config was not read from a '
+                             'file, whose name would be the default.')
+        cfg.work_dir = osp.join('./work_dirs', Path(cfg.filename).stem)
+
+
+def set_pretrained(cfg: Config, pretrained: str | Path) -> None:
+    """Choose the weights that the backbone starts from.
+
+    Args:
+        cfg (Config): Changed in place.
+        pretrained (str | Path): Any checkpoint that ``init_cfg`` takes, of the
+            backbone or of a model that contains it; 'none' to start from scratch.
+
+    Raises:
+        InputError: If the model has no backbone, or the checkpoint is for a backbone
+            of another package and cannot be read.
+    """
+    backbone = cfg.model.get('backbone')
+    if not isinstance(backbone, dict):
+        raise InputError('--pretrained needs model.backbone, which the config does '
+                         'not set. Use --cfg-options for the weights of other parts.')
+    for node in (cfg.model, backbone):  # the former way to name weights
+        if node.get('pretrained'):
+            node['pretrained'] = None
+    backbone['init_cfg'] = None
+    if str(pretrained) == 'none':
+        return
+    init_cfg = dict(type='Pretrained', checkpoint=str(pretrained))
+    if not is_ours(backbone.get('type')) and is_local(init_cfg['checkpoint']):
+        # Our backbones find their part of a file; MMEngine would load nothing
+        content = check_checkpoint(init_cfg['checkpoint']) or {}
+        if any(key.startswith('backbone.')
+               for key in content.get('state_dict', content)):
+            init_cfg['prefix'] = 'backbone.'
+    backbone['init_cfg'] = init_cfg
+
+
+def use_amp(cfg: Config) -> None:
+    """Turn mixed precision on.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        InputError: Without a GPU, or if the config's optimizer wrapper has no
+            counterpart with mixed precision.
+    """
+    if get_device() in ('cpu', 'mps'):
+        raise InputError('--amp needs a GPU, found none: leave it out. (MMEngine has '
+                         'no mixed precision on the CPU.)')
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    mixed = {'OptimWrapper': 'AmpOptimWrapper', 'AGCOptimWrapper': 'AmpAGCOptimWrapper'}
+    if kind not in {*mixed, *mixed.values()}:
+        raise InputError(f'--amp works with optim_wrapper.type {" or ".join(mixed)}, '
+                         f'the config sets {kind}.')
+    cfg.optim_wrapper.type = mixed.get(kind, kind)
+    cfg.optim_wrapper.loss_scale = cfg.optim_wrapper.get(
+        'loss_scale', 'dynamic')
+
+
+def use_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate with the total batch size.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        InputError: If the config does not say which batch size its rate is for.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise InputError('--auto-scale-lr needs auto_scale_lr.base_batch_size, '
+                         'which the config does not set.')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: bool | str | Path) -> None:
+    """Continue a training.
+
+    Args:
+        cfg (Config): Changed in place.
+        resume (bool | str | Path): A checkpoint; or True for the latest one in the
+            work dir, without one training starts from the beginning.
+    """
+    cfg.resume = True
+    cfg.load_from = None if resume is True else str(resume)
+
+
+def make_resumable(cfg: Config) -> None:
+    """Derive all randomness of a training from its seed and the iteration.
+
+    The loss curve of a resumed training is then that of an uninterrupted one, see
+    :mod:`mm_efficient.engine.seeding`.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    loader = cfg.train_dataloader
+    if loader.sampler.type == 'SeededSampler':
+        return
+    loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
+    for dataset in split_datasets(cfg, 'train'):
+        dataset['pipeline'].insert(0, dict(type='SeedSample'))
+    add_hook(cfg, dict(type='SeedIterationHook'))
+
+
+def add_hook(cfg: Config, hook: dict) -> None:
+    """Append a hook to ``custom_hooks``.
+
+    Args:
+        cfg (Config): Changed in place.
+        hook (dict): Config of the hook.
+    """
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]

@@ -1,0 +1,170 @@
+"""Evaluating a checkpoint."""
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..engine.metrics import DumpSegResults
+from ..errors import InputError
+from ..files import check_output
+from ..weights.checking import check_checkpoint
+from .classes import check_class_folders, set_class_names
+from .configs import drop_teacher, load_config
+from .data_checks import check_data
+from .distributed import first_process_reports, join_processes, once_per_machine
+from .mini import generate_mini_data
+from .model_checks import check_model, check_weights
+from .runner import build_runner
+from .settings import add_hook, set_work_dir
+
+
+def test(config: str | Path | Config,
+         checkpoint: str | Path,
+         *,
+         work_dir: str | Path | None = None,
+         data_root: str | Path | None = None,
+         num_classes: int | None = None,
+         out: str | Path | None = None,
+         show: bool = False,
+         show_dir: str | Path | None = None,
+         wait_time: float = 2.,
+         cfg_options: Mapping[str, Any] | None = None,
+         launcher: str = 'none',
+         mini: bool = False) -> dict[str, float]:
+    """Evaluate a checkpoint with the metrics of its config.
+
+    Args:
+        config (str | Path | Config): Config file, the name alone of one of this
+            package's configs ('soft_tiny_300e.py'), or a config, which is not changed.
+        checkpoint (str | Path): The weights, complete.
+        work_dir (str | Path, optional): Folder for the log and the metrics. Defaults
+            to None: the config's, else ``work_dirs/<name of the config file>``.
+        data_root (str | Path, optional): Folder to read all data sets from, with the
+            layout the config expects. Defaults to None, that of the config.
+        num_classes (int, optional): Number of classes of every head. Defaults to
+            None, that of the config.
+        out (str | Path, optional): Pickle to write the predictions to: of detectors
+            with masks as run lengths, of segmentors label maps. Defaults to None.
+        show (bool): Whether to show the predictions in a window. Defaults to False.
+        show_dir (str | Path, optional): Folder to write images with the predictions
+            to. Defaults to None.
+        wait_time (float): Seconds each window of ``show`` stays. Defaults to 2.
+        cfg_options (Mapping[str, Any], optional): Settings of the config to override,
+            by dotted key. Defaults to None.
+        launcher (str): What starts the processes: 'none' (a single process),
+            'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
+        mini (bool): Whether to test on the generated data set, for a checkpoint that
+            was trained on it. Defaults to False.
+
+    Returns:
+        dict[str, float]: The metrics, as the config's evaluators name them.
+
+    Raises:
+        InputError: If an argument, the config, the data or the weights are wrong;
+            nothing has been written to the work dir then.
+    """
+    cfg = prepare_testing(
+        config, checkpoint, work_dir=work_dir, data_root=data_root,
+        num_classes=num_classes, out=out, show=show, show_dir=show_dir,
+        wait_time=wait_time, cfg_options=cfg_options, launcher=launcher, mini=mini)
+    runner = build_runner(cfg)
+    if out is not None:
+        dump_predictions(runner, str(out))
+    return runner.test()
+
+
+def prepare_testing(config: str | Path | Config,
+                    checkpoint: str | Path,
+                    *,
+                    work_dir: str | Path | None = None,
+                    data_root: str | Path | None = None,
+                    num_classes: int | None = None,
+                    out: str | Path | None = None,
+                    show: bool = False,
+                    show_dir: str | Path | None = None,
+                    wait_time: float = 2.,
+                    cfg_options: Mapping[str, Any] | None = None,
+                    launcher: str = 'none',
+                    mini: bool = False) -> Config:
+    """Set up the config of a test and check everything the test needs.
+
+    Joins the processes; one of every machine checks and generates data.
+
+    Args: As of :func:`test`. ``out`` is only checked, see :func:`dump_predictions`.
+
+    Returns:
+        Config: For :func:`build_runner`.
+
+    Raises:
+        InputError: If something is missing or wrong.
+    """
+    with first_process_reports(launcher):
+        cfg = load_config(config, cfg_options, mini, data_root=data_root,
+                          num_classes=num_classes)
+        set_work_dir(cfg, work_dir)
+        drop_teacher(cfg)
+        cfg.load_from = str(checkpoint)
+        if show_dir is not None:
+            add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))
+        if show:
+            show_predictions(cfg, wait_time)
+    join_processes(cfg, launcher)
+    class_names = once_per_machine(lambda: _check_testing(cfg, out, mini))
+    set_class_names(cfg, ('test', ), class_names)
+    return cfg
+
+
+def _check_testing(cfg: Config, out: str | Path | None, mini: bool) -> list[str]:
+    """Check weights and data; return names of classes."""
+    check_model(cfg, pretrained=False)
+    weights = check_checkpoint(cfg.load_from)
+    if out is not None:
+        check_output(out, ('.pkl', '.pickle'))
+    if mini:
+        generate_mini_data(cfg.default_scope)
+    check_data(cfg, 'test')
+    if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
+           if hook['type'] == 'PreciseBNEvalHook'):
+        check_data(cfg, 'train')
+    class_names = check_class_folders(cfg, ('test', ))
+    if weights is not None:
+        check_weights(cfg, weights, cfg.load_from)
+    return class_names
+
+
+def show_predictions(cfg: Config, wait_time: float) -> None:
+    """Show every prediction of a test in a window.
+
+    Args:
+        cfg (Config): Changed in place.
+        wait_time (float): Seconds a window stays.
+
+    Raises:
+        InputError: If the config has no hook that opens windows.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise InputError('--show needs default_hooks.visualization, which '
+                         'the config does not set. Use --show-dir.')
+    switch = 'enable' if cfg.default_scope == 'mmpretrain' else 'draw'
+    hook.update({switch: True}, show=True, wait_time=wait_time, interval=1)
+
+
+def dump_predictions(runner: Runner, path: str) -> None:
+    """Write the predictions of a test to a pickle.
+
+    Args:
+        runner (Runner): Runner that is about to test.
+        path (str): The file. Masks of instances are written as run lengths,
+            segmentations as label maps.
+    """
+    scope = runner.cfg.default_scope
+    if scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults as DumpResults
+    elif scope == 'mmseg':
+        DumpResults = DumpSegResults
+    else:
+        from mmengine.evaluator import DumpResults
+    runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))

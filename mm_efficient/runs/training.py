@@ -1,0 +1,164 @@
+"""Training."""
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ..weights.checking import check_checkpoint
+from .classes import check_class_folders, set_class_names
+from .configs import load_config
+from .data_checks import check_data
+from .distributed import first_process_reports, join_processes, once_per_machine
+from .mini import generate_mini_data
+from .model_checks import check_model, check_teacher, check_weights
+from .runner import build_runner, check_num_batches
+from .settings import (
+    make_resumable,
+    set_pretrained,
+    set_resume,
+    set_work_dir,
+    use_amp,
+    use_auto_scale_lr,
+)
+
+SPLITS = ('train', 'val')  # that a training reads
+
+
+def train(config: str | Path | Config,
+          *,
+          work_dir: str | Path | None = None,
+          data_root: str | Path | None = None,
+          num_classes: int | None = None,
+          pretrained: str | Path | None = None,
+          resume: bool | str | Path | None = None,
+          amp: bool = False,
+          auto_scale_lr: bool = False,
+          cfg_options: Mapping[str, Any] | None = None,
+          launcher: str = 'none',
+          mini: bool = False) -> Runner:
+    """Train a classifier, detector or segmentor: the config says which.
+
+    Args:
+        config (str | Path | Config): Config file, the name alone of one of this
+            package's configs ('soft_tiny_300e.py'), or a config, which is not changed.
+        work_dir (str | Path, optional): Folder for logs and checkpoints. Defaults to
+            None: the config's, else ``work_dirs/<name of the config file>``.
+        data_root (str | Path, optional): Folder to read all data sets from, with the
+            layout the config expects. Defaults to None, that of the config.
+        num_classes (int, optional): Number of classes of every head. Defaults to
+            None, that of the config.
+        pretrained (str | Path, optional): Checkpoint the backbone starts from, or
+            'none' to start from scratch. Defaults to None, as the config says.
+        resume (bool | str | Path, optional): Checkpoint to continue from, or True for
+            the latest one in the work dir. Defaults to None, a new training.
+        amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.
+        auto_scale_lr (bool): Whether to scale the learning rate with the total batch
+            size. Defaults to False.
+        cfg_options (Mapping[str, Any], optional): Settings of the config to override,
+            by dotted key. Defaults to None.
+        launcher (str): What starts the processes: 'none' (a single process),
+            'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
+        mini (bool): Whether to train the same model on a small generated data set
+            for a few minutes. Defaults to False.
+
+    Returns:
+        Runner: After the training, with ``model`` and ``work_dir``.
+
+    Raises:
+        InputError: If an argument, the config, the data or the weights are wrong;
+            nothing has been written then, except when there are too few images for
+            a batch.
+    """
+    cfg = prepare_training(
+        config, work_dir=work_dir, data_root=data_root, num_classes=num_classes,
+        pretrained=pretrained, resume=resume, amp=amp, auto_scale_lr=auto_scale_lr,
+        cfg_options=cfg_options, launcher=launcher, mini=mini)
+    runner = build_runner(cfg)
+    with first_process_reports(launcher):
+        check_num_batches(runner)
+    runner.train()
+    return runner
+
+
+def prepare_training(config: str | Path | Config,
+                     *,
+                     work_dir: str | Path | None = None,
+                     data_root: str | Path | None = None,
+                     num_classes: int | None = None,
+                     pretrained: str | Path | None = None,
+                     resume: bool | str | Path | None = None,
+                     amp: bool = False,
+                     auto_scale_lr: bool = False,
+                     cfg_options: Mapping[str, Any] | None = None,
+                     launcher: str = 'none',
+                     mini: bool = False) -> Config:
+    """Set up the config of a training and check everything the training needs.
+
+    Joins the processes; one of every machine checks, downloads and generates data.
+
+    Args: As of :func:`train`.
+
+    Returns:
+        Config: For :func:`build_runner`.
+
+    Raises:
+        InputError: If something is missing or wrong.
+    """
+    with first_process_reports(launcher):
+        cfg = load_config(config, cfg_options, mini, data_root=data_root,
+                          num_classes=num_classes)
+        set_work_dir(cfg, work_dir)
+        if pretrained is not None:
+            set_pretrained(cfg, pretrained)
+        if amp:
+            use_amp(cfg)
+        if auto_scale_lr:
+            use_auto_scale_lr(cfg)
+        if resume:
+            set_resume(cfg, resume)
+        make_resumable(cfg)
+    join_processes(cfg, launcher)
+    seed, class_names = once_per_machine(lambda: _check_training(cfg, mini))
+    if seed is not None:
+        # MMEngine restores it too, but after building the data loader
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+    set_class_names(cfg, SPLITS, class_names)
+    return cfg
+
+
+def _check_training(cfg: Config, mini: bool) -> tuple[int | None, list[str]]:
+    """Check weights and data; return the seed to resume with and names of classes."""
+    check_model(cfg)
+    check_teacher(cfg)
+    seed = check_start(cfg)
+    if mini:
+        generate_mini_data(cfg.default_scope)
+    for split in SPLITS:
+        check_data(cfg, split)
+    return seed, check_class_folders(cfg, SPLITS)
+
+
+def check_start(cfg: Config) -> int | None:
+    """Check the checkpoint that a training resumes or starts from, if it is local.
+
+    Args:
+        cfg (Config): Config of the training, with ``work_dir``.
+
+    Returns:
+        int | None: The seed that a training to resume was started with, if known.
+
+    Raises:
+        InputError: If the checkpoint cannot be used, or is of another model.
+    """
+    resume, path = bool(cfg.get('resume')), cfg.get('load_from')
+    if resume and path is None and Path(cfg.work_dir).is_dir():
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is None:
+        return None
+    checkpoint = check_checkpoint(path, resume)
+    if checkpoint is None:
+        return None
+    check_weights(cfg, checkpoint, path, complete=resume)
+    return checkpoint['meta'].get('seed') if resume else None

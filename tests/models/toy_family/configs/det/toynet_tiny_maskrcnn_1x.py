@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_fpn.py', '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_1x_adamw.py', '../_base_/default_runtime.py'
+]
+model = dict(
+    backbone=dict(type='mmpretrain.ToyNet', arch='tiny', out_indices=(0, 1, 2, 3)),
+    neck=dict(in_channels=[8, 16, 24, 32]))

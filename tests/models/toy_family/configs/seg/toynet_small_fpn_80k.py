@@ -1,0 +1,3 @@
+_base_ = './toynet_tiny_fpn_80k.py'
+model = dict(
+    backbone=dict(arch='small'), neck=dict(in_channels=[8, 16, 32, 64]))
