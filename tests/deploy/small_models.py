@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 
 def small_model(name, **options):
     """The model of a config, such as ``det/soft_tiny_retinanet_1x``."""
-    cfg = load_config(str(CONFIGS / f'{name}.py'), {'num_classes': 7, **options})
+    cfg = load_config(CONFIGS / f'{name}.py', options, num_classes=7)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         with torch.device('meta'):
             arch = MODELS.build(cfg.model.backbone).arch_settings

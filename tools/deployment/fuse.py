@@ -6,7 +6,7 @@ and after, and the deviation, which is the largest difference of an output on a 
 image relative to the largest output. A deviation beyond rounding is an error.
 
 Two-stage detectors are verified up to their neck. Measure the speed-up with
-tools/analysis_tools/benchmark.py.
+tools/analysis_tools/benchmark.py --backend fused.
 """
 import argparse
 import logging
@@ -54,7 +54,7 @@ def parse_args(argv=None):
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs')
     parser.add_argument('--num-classes', type=int, metavar='N',
-                        help='number of classes of every head')
+                        help='with --checkpoint: number of classes of every head')
     args = parser.parse_args(argv)
     if args.checkpoint and (len(args.models) > 1 or not args.models[0].endswith('.py')):
         parser.error('--checkpoint needs a single config file as MODEL')
