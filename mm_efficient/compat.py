@@ -109,7 +109,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
         argmax_x (Tensor): Unused, for max pooling only.
         aligned_height (int): Vertical bins per RoI.
         aligned_width (int): Horizontal bins per RoI.
-        spatial_scale (float): Feature pixels per image pixel.
+        spatial_scale (float): Scale of the feature map relative to the image.
         sampling_ratio (int): Samples per bin and axis; 0 adapts to the RoI.
         pool_mode (int): 1, average.
         aligned (bool): Whether pixel centres are at half coordinates.
@@ -156,7 +156,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor,
 
 @contextlib.contextmanager
 def _warn_if_not_deterministic() -> Iterator[None]:
-    """Warn about a nondeterministic CUDA kernel instead of refusing it.
+    """Warn about a nondeterministic CUDA kernel instead of raising an error.
 
     mmcv's own RoIAlign runs with ``randomness=dict(deterministic=True)`` too, and is
     no more deterministic.

@@ -1,4 +1,4 @@
-"""What is told to the user when something goes wrong.
+"""Errors that are reported to the user.
 
 Library code raises :class:`InputError` or :class:`ExecutionError`, a ``ValueError`` and
 a ``RuntimeError``. Command-line tools run inside :func:`error_line`, which prints such
@@ -11,21 +11,21 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """Something the user gave is missing or wrong.
+    """A user's input is missing or wrong.
 
-    The message says what was expected, what came and what to do next.
+    The message says what was expected, what was given and what to do next.
     """
 
 
 class ExecutionError(RuntimeError):
-    """Something the user asked for cannot be done; the message says why."""
+    """A requested operation failed; the message says why."""
 
 
 class ReportedError(ExecutionError):
-    """Another process of the run has failed and tells the user."""
+    """Another process of the run has failed and reports the error."""
 
 
-REPORT_SECONDS = 5  # for that; launchers stop all processes as soon as one exits
+REPORT_SECONDS = 5  # time to report; launchers stop all processes when one exits
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def error_line() -> Iterator[None]:
 
     Raises:
         SystemExit: In place of :class:`InputError`, :class:`ExecutionError`,
-            ``OSError`` and ``ImportError``. No line for :class:`ReportedError`.
+            ``OSError`` and ``ImportError``. Prints nothing for :class:`ReportedError`.
     """
     try:
         yield

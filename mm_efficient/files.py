@@ -1,4 +1,4 @@
-"""Files: written as a whole or not at all, and images read as OpenMMLab does."""
+"""File helpers: atomic writes, and images read as in OpenMMLab."""
 import contextlib
 import os
 import os.path as osp
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from .errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent
-FOLDER_SUFFIXES = ('.mlpackage', )  # of outputs that are folders
+FOLDER_SUFFIXES = ('.mlpackage', )  # outputs that are folders
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
@@ -48,13 +48,13 @@ def join_root(root: str, path: str) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Context that gives a draft to write; it becomes ``path`` if nothing fails.
+    """Context that yields a temporary file, which replaces ``path`` on success.
 
     Args:
         path (str | Path): The file to write. Its folder must exist.
 
     Yields:
-        Path: A file beside ``path`` with the same suffix, removed on failure.
+        Path: A file next to ``path`` with the same suffix, removed on failure.
     """
     path = Path(path)
     draft = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
@@ -93,7 +93,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> None:
 
 
 def find_images(source: str | Path) -> list[Path]:
-    """Find the image files behind a path.
+    """List the image files at a path.
 
     Args:
         source (str | Path): An image, or a folder of images (without subfolders).

@@ -26,7 +26,7 @@ from mm_efficient.files import check_output, find_images, whole_file
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.inference import build_inferencer, predict
 
-MAX_ROWS = 20  # of the table
+MAX_ROWS = 20  # rows of the table to print
 
 EXAMPLES = r"""examples:
   run a detector on a folder:

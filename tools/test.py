@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='write images with the predictions to this folder')
     parser.add_argument(
         '--wait-time', type=float, default=2, metavar='SECONDS',
-        help='how long each window of --show stays (default: 2)')
+        help='how long each window of --show stays open (default: 2)')
     parser.add_argument(
         '--mini', action='store_true',
         help='test on the miniature data set, for a checkpoint that was trained with '

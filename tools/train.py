@@ -1,4 +1,4 @@
-"""Train a classifier, detector or segmentor: the config says which."""
+"""Train a classifier, detector or segmentor, depending on the config."""
 import argparse
 import os
 

@@ -60,7 +60,7 @@ def plot_accuracy(rows: Sequence[dict], settings: dict[str, Any]) -> Figure:
     axes.set_ylabel('ImageNet-1K top-1 accuracy (%), as reported by the authors')
     if len({*titles}) == 1:
         axes.set_title(titles[0])
-    figure.draw_without_rendering()  # fixes where the points are
+    figure.draw_without_rendering()  # fixes the positions of the points
     fastest = {row['model']: row for row in sorted(
         rows, key=lambda row: row['ms_per_image'], reverse=True)}
     _label_points(axes, [*fastest.values()][::-1])
@@ -68,7 +68,7 @@ def plot_accuracy(rows: Sequence[dict], settings: dict[str, Any]) -> Figure:
 
 
 def _label_points(axes: Axes, rows: Sequence[dict]) -> None:
-    """Write each model's name where it covers nothing, or not at all."""
+    """Label each model where the label overlaps nothing, or leave it out."""
     reach = axes.figure.dpi / 72 * MARKER_POINTS / 2
     points = [(row['ms_per_image'], row['top1_reported']) for row in rows]
     taken = [axes.get_legend().get_window_extent(), *(

@@ -149,7 +149,7 @@ def _forward_features(model: Any, x: Tensor) -> Any:
 def prepare(model: Forward, backend: str, dtype: str, x: Tensor) -> Prepared:
     """Prepare a model for a backend.
 
-    What a backend cannot run raises the exceptions of its library.
+    If a backend cannot run the model, its library's exception propagates.
 
     Args:
         model (Forward): From :func:`build_model`. It is not changed.
@@ -171,7 +171,7 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor) -> Prepared:
         x = x.contiguous(memory_format=torch.channels_last)
     weights = sum(t.nbytes for t in module.state_dict().values())
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of tracers
+        warnings.simplefilter('ignore')  # tracer warnings
         if base == 'onnxruntime':
             session = _onnx_session(module, x)
             return Prepared(session, partial(wall_clock, session), None)
@@ -270,7 +270,7 @@ def _cpu_peak(forward: Callable[[], object]) -> int:
         warnings.simplefilter('ignore')
         with torch.profiler.profile(profile_memory=True, activities=[
                 torch.profiler.ProfilerActivity.CPU]) as profiler:
-            outputs = forward()  # kept: freeing them is no part of the call
+            outputs = forward()  # keep them: freeing is not part of the call
     results: Any = profiler.profiler
     events = [event for event in results.kineto_results.events()
               if event.name() == '[memory]']

@@ -2,11 +2,12 @@
 
 The published protocol (https://github.com/altair199797/LowFormer): random weights,
 inference mode, warm-up, then each pass timed on its own, with device events on CUDA.
-The median counts. Parallel jobs each time their own copy; their medians are averaged.
+The median is reported. Parallel jobs each time their own copy; their medians are
+averaged.
 
-Ours on top: the models of a batch size and shape take turns, round after round, so that
-other load on the machine affects all of them. Their ratio is the median over rounds of
-the ratio of their medians in a round, and far more stable than milliseconds.
+In addition, models of the same batch size and shape are timed in interleaved rounds, so
+that other load on the machine affects all of them. Their ratio is the median over
+rounds of the ratio of their medians in a round, and far more stable than milliseconds.
 """
 import contextlib
 import csv
@@ -63,7 +64,7 @@ class BenchmarkRun(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to time, all combinations of the first five, and how.
+    """What to time (all combinations of the first five arguments), and how.
 
     Args:
         models (Sequence[str]): Names, see :func:`~.models.find_model`.
@@ -77,10 +78,10 @@ class BenchmarkConfig:
             first.
         device (str): 'cpu', 'cuda' or 'cuda:N'. Defaults to 'cpu'.
         threads (int): CPU threads per process. Defaults to 1.
-        jobs (int): Processes that time in parallel. Defaults to 1.
+        jobs (int): Processes that run the benchmark in parallel. Defaults to 1.
         iterations (int): Timed passes per run. Defaults to 400.
         max_seconds (float): Time limit for the passes of a run. Defaults to 60.
-        warmup (int): Passes before. Defaults to 10.
+        warmup (int): Warmup passes before timing. Defaults to 10.
         rounds (int): Rounds that the passes are spread over. Defaults to 5.
     """
 
@@ -100,7 +101,7 @@ class BenchmarkConfig:
     rounds: int = 5
 
     def groups(self) -> Iterator[list[BenchmarkRun]]:
-        """Yield the runs of one batch size and shape, which take turns."""
+        """Yield groups of interleaved runs, one per batch size and shape."""
         for shape, batch_size in itertools.product(self.shapes, self.batch_sizes):
             yield [BenchmarkRun(*combination, batch_size, shape) for combination in
                    itertools.product(self.models, self.backends, self.dtypes)]
@@ -287,7 +288,7 @@ def time_in_rounds(clocks: Sequence[Callable[[], float]], iterations: int, round
         share = iterations * (i + 1) // rounds - iterations * i // rounds
         for index, clock in enumerate(clocks):
             before(index)
-            clock()  # caches still hold what the previous model left
+            clock()  # caches still hold data of the previous model
             samples = [clock()]
             while len(samples) < share and sum(samples) < max_seconds / rounds:
                 samples.append(clock())
@@ -319,7 +320,7 @@ def make_rows(config: BenchmarkConfig,
 
 
 def _row(result: BenchmarkResult, baseline: BenchmarkResult) -> dict:
-    """Seconds and ratios are averaged over jobs, images per second are of all jobs."""
+    """Average seconds and ratios over jobs; sum images per second."""
     run = result.run
     samples = [[*itertools.chain(*rounds)] for rounds in result.jobs]
     median = statistics.fmean(map(statistics.median, samples))

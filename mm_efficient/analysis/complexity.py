@@ -35,7 +35,7 @@ UNKNOWN = ('linalg_cholesky', 'linalg_inv', 'linalg_lstsq', 'linalg_lu', 'linalg
            '_cdist', '_addmm_', '_native_multi_head', '_transformer_encoder_layer')
 Shape = Sequence[int]
 Run = Callable[[nn.Module, Tensor], Any]
-Formulas = dict[Any, Callable[..., int]]  # of the argument shapes and ``out_shape``
+Formulas = dict[Any, Callable[..., int]]  # of argument shapes and ``out_shape``
 
 
 def attention_scores(query: Shape, key: Shape, *args: Any, **kwargs: Any) -> int:
@@ -109,7 +109,7 @@ class Complexity(Cost):
 
 
 class _Root(nn.Module):
-    """Gives modules their names in the model, whichever of them is called first."""
+    """Names modules by their path in the model, whichever is called first."""
 
     def __init__(self, model: nn.Module, run: Run) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def count_operations(model: nn.Module, x: Tensor,
     macs = {name: counts.total() // 2 for name, counts in flops.items()}
     parts = {part: Operations()
              for part in (*LAYERS.values(), 'matmuls', 'hashing attention')}
-    rest = macs['']  # of no layer
+    rest = macs['']  # operators outside layers
     for name, module in model.named_modules():
         if hasattr(module, 'count_operations'):
             rest -= macs[name] - sum(macs[f'{name}.{child}']

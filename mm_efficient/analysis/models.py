@@ -33,7 +33,7 @@ class ModelSpec(NamedTuple):
     """A model and how to run it.
 
     Args:
-        name (str): The name it was asked for by.
+        name (str): The name it was requested by.
         build (Callable): Builds the model with random weights.
         run (Callable): Calls a model with (B, 3, H, W) images as inference does,
             without the steps that depend on pixel values.

@@ -222,7 +222,7 @@ def generate_dataset(name: str, root: str | Path = MINI_ROOT, num_train: int = 2
     """Generate a miniature data set unless it exists.
 
     It is written to a temporary folder and moved to its place when complete, so a data
-    set that exists is whole.
+    set that exists is complete.
 
     Args:
         name (str): ``'coco'``, ``'ade'`` or ``'imagenet'``.

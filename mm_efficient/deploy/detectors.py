@@ -70,7 +70,7 @@ class DeployTwoStageDetector(DeployModel):
 
     def _propose(self, rpn_outputs: tuple[list, list], shape: Sequence[int]
                  ) -> tuple[Tensor, Tensor]:
-        """Proposals (B, P, 4), and whether each row is one, bool (B, P)."""
+        """Proposals (B, P, 4), and a mask of the rows in use, bool (B, P)."""
         head = self.model.rpn_head
         cfg = head.test_cfg
         boxes, scores, _, levels = nms_candidates(

@@ -61,7 +61,7 @@ def check_format(format: str, path: str | Path, fp16: bool = False) -> None:
     Args:
         format (str): A key of ``SUFFIXES``.
         path (str | Path): The file to write.
-        fp16 (bool): Whether it is to be in float16. Defaults to False.
+        fp16 (bool): Whether to export in float16. Defaults to False.
 
     Raises:
         InputError: If the format is unknown, needs a missing package, or does not match
@@ -118,8 +118,7 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
     Raises:
         InputError: If the model or the format is not supported, or the file cannot be
             written.
-        ExecutionError: If the export fails, or the exported model predicts something
-            else.
+        ExecutionError: If the export fails, or the exported model's predictions differ.
     """
     check_format(format, path, fp16)
     check_output(path, [SUFFIXES[format]])

@@ -8,7 +8,7 @@
 wrong if another layer runs in between, as in ``Sequential(conv, act, bn)``, or if a
 convolution is shared or computes its weight. So outputs before and after are compared.
 
-Layer norms and group norms remain, as do batch norms behind anything but a ``Conv2d``.
+Layer norms and group norms remain, as do batch norms after anything but a ``Conv2d``.
 EcoFormer has nothing to fuse: it has no batch norms, and any change in rounding would
 flip bits of its hash codes.
 """
@@ -55,7 +55,7 @@ class FusionReport:
                 f'before, {after / 1e6:.3f} M after; deviation {self.deviation:.0e}')
 
 
-@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 is no rounding error
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 exceeds rounding
 @torch.inference_mode(False)
 @torch.no_grad()
 def fuse(model: nn.Module, x: Tensor,
@@ -142,7 +142,7 @@ def _compare(outputs: Sequence[Tensor], reference: Sequence[Tensor], step: str
 def _switch_to_deploy(model: Any, name: str = '') -> list[str]:
     """Let modules simplify themselves; returns their names.
 
-    A module that is not of timm converts all modules inside it.
+    ``switch_to_deploy`` of a module from outside timm converts its submodules too.
     """
     if type(model).__module__.startswith('timm.'):
         reparameterize_model(model, inplace=True)

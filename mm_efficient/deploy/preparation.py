@@ -36,7 +36,7 @@ def prepare_export(cfg: Config, checkpoint: str | None = None, *,
                    static: bool = False, backbone: bool = False) -> ExportInputs:
     """Load a model and images to export it with.
 
-    Random weights are changed such that all of them affect the output.
+    Random weights are modified so that all of them affect the output.
 
     Args:
         cfg (Config): Config of any task.
@@ -49,7 +49,7 @@ def prepare_export(cfg: Config, checkpoint: str | None = None, *,
         backbone (bool): Whether to export only the backbone. Defaults to False.
 
     Returns:
-        ExportInputs: The model and what goes with it.
+        ExportInputs: The model, images and metadata.
 
     Raises:
         InputError: If the checkpoint does not fit the config, or the model cannot be

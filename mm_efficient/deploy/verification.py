@@ -28,7 +28,7 @@ class ParityResult:
     Args:
         shape (tuple[int, ...]): Shape of the batch of images.
         metrics (dict[str, float]): Errors by name, and the number of boxes or classes
-            that were there to compare.
+            compared.
         passed (bool): Whether all errors are within tolerance.
     """
     shape: tuple[int, ...]

@@ -14,7 +14,7 @@ from ..models.ecoformer.backbone import EcoFormer
 from .progress import unwrapped_model
 from .seeding import SampleIndex
 
-# Separates the random numbers of these images from those of the training.
+# Keeps the random numbers of these images independent of those in training.
 _FITTING_STREAM = 0x68617368
 
 
@@ -50,7 +50,7 @@ class HashFittingHook(Hook):
         self.max_tokens = max_tokens
 
     def before_train(self, runner: Runner) -> None:
-        """Fit the backbones that are not fitted."""
+        """Fit the backbones that are not fitted yet."""
         model = unwrapped_model(runner)
         backbones = [module for module in model.modules()
                      if isinstance(module, EcoFormer) and not module.is_fitted]

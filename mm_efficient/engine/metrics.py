@@ -1,4 +1,4 @@
-"""Predictions of segmentors in a file, as metrics write them."""
+"""Metric that dumps the predictions of segmentors to a file."""
 from collections.abc import Sequence
 from typing import Any
 

@@ -19,7 +19,7 @@ def evaluate(runner: Runner) -> dict[str, float]:
     """Evaluate the model on the validation set without calling any hook.
 
     Args:
-        runner (Runner): Runner whose validation loop is built.
+        runner (Runner): Runner whose validation loop has already been built.
 
     Returns:
         dict[str, float]: The metrics.

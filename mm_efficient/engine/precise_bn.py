@@ -97,7 +97,7 @@ class PreciseBNEvalHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict[str, Any]) -> None:
-        """Save the re-estimated statistics in place of the others, kept beside them."""
+        """Save the re-estimated statistics, and the original ones separately."""
         if self.statistics is None:
             return
         state = checkpoint['state_dict']
@@ -107,7 +107,7 @@ class PreciseBNEvalHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner,
                               checkpoint: dict[str, Any]) -> None:
-        """Resume with the statistics of the training."""
+        """Resume with the training statistics."""
         kept = checkpoint.pop(_KEPT, None)
         if kept is None or not runner._resume:
             return
@@ -132,7 +132,7 @@ class PreciseBNEvalHook(Hook):
         return self.statistics
 
     def _make_loader(self, loader: DataLoader, seed: int) -> DataLoader:
-        """Loader like ``loader``, but of a fixed set of training images."""
+        """Build a loader like ``loader`` over a fixed set of training images."""
         sampler = SeededSampler(
             loader.dataset, dict(type='DefaultSampler', shuffle=True), seed)
         count = min(len(sampler), max(1, self.num_samples // get_world_size()))

@@ -1,4 +1,4 @@
-"""Predictions drawn into images."""
+"""Draw predictions into images."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What changes with training progress besides the learning rate."""
+"""Hooks that depend on training progress, besides the learning rate."""
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def training_progress(runner: Runner, warmup: float = 0.) -> float:
-    """Fraction of the training that is done after the warmup.
+    """Fraction of the training after the warmup that is complete.
 
     Args:
         runner (Runner): The runner, in training.
@@ -68,7 +68,7 @@ class DropPathProgressHook(Hook):
         self.warmup = warmup
 
     def before_train(self, runner: Runner) -> None:
-        """Find the modules and their final rates."""
+        """Collect the DropPath modules and their final rates."""
         self.modules = self._branches(unwrapped_model(runner))
         self.rates = [module.drop_prob for module in self.modules]
         if self.rate is not None:
@@ -91,7 +91,7 @@ class DropPathProgressHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Any = None) -> None:
-        """Set the rates of the coming iteration."""
+        """Set the rates for the coming iteration."""
         progress = training_progress(runner, self.warmup)
         for module, rate in zip(self.modules, self.rates):
             module.drop_prob = progress * rate
@@ -101,8 +101,8 @@ class DropPathProgressHook(Hook):
 class MESAHook(Hook):
     """Memory-efficient sharpness-aware training, https://arxiv.org/abs/2205.14083.
 
-    Once it is time, lets a :class:`~mm_efficient.models.MESAClassifier` learn from its
-    own average: passes it the averaged model of the ``EMAHook``.
+    After ``begin``, passes the averaged model of the ``EMAHook`` to a
+    :class:`~mm_efficient.models.MESAClassifier`, which learns from it.
 
     Args:
         weight (float): Weight of the loss against the predictions of the average.
@@ -122,7 +122,7 @@ class MESAHook(Hook):
         """Find the model and its average.
 
         Raises:
-            ValueError: If the model is no ``MESAClassifier`` or has no average.
+            ValueError: If the model is not a ``MESAClassifier`` or has no average.
         """
         self.model: Any = unwrapped_model(runner)
         self.averaged = averaged_model(runner)
@@ -135,6 +135,6 @@ class MESAHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Any = None) -> None:
-        """Switch the loss on when it is time."""
+        """Enable the loss from ``begin`` on."""
         active = training_progress(runner, self.warmup) >= self.begin
         self.model.mesa = (self.averaged, self.weight) if active else None

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler
 
 from .seeding import SampleIndex
 
-# Separates the random numbers of resolutions from those of the samples.
+# Keeps the random numbers of resolutions independent of those of the samples.
 _RESOLUTION_STREAM = 0x73697A65
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
@@ -40,7 +40,7 @@ class ResolutionBatchSampler(BatchSampler):
             Defaults to False.
 
     Raises:
-        ValueError: If there is no resolution, or one is not positive.
+        ValueError: If ``resolutions`` is empty or has one that is not positive.
     """
 
     def __init__(self, sampler: Any, batch_size: int, resolutions: Sequence[int],

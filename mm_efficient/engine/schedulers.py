@@ -16,7 +16,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     The schedule of timm's trainers (``timm.scheduler.CosineLRScheduler``), which
     MMEngine's schedulers cannot express: their warmup starts at a fraction of the
     learning rate and ends one step early, and their cosine starts at its maximum when
-    the warmup ends, while timm's starts with the training. For 30 epochs with 5 of
+    the warmup ends, while timm's starts at step 0. For 30 epochs with 5 of
     warmup, the learning rates differ by 7 %.
 
     Args:
@@ -62,7 +62,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
             **settings: Arguments of the class, steps in epochs.
 
         Raises:
-            ValueError: If an epoch has no iteration.
+            ValueError: If an epoch has no iterations.
         """
         if not epoch_length:
             raise ValueError('an epoch needs at least one iteration, got '
@@ -74,7 +74,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         return cls(by_epoch=False, **settings)
 
     def _get_value(self) -> list[float]:
-        """The learning rate of every parameter group."""
+        """Compute the learning rate of every parameter group."""
         step = self.last_step
         if step < self.warmup:
             start, share = self.warmup_lr_init, step / self.warmup

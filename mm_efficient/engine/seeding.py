@@ -17,7 +17,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from torch.utils.data import Sampler
 
-# Separates the random numbers of the model from those of the samples.
+# Keeps the random numbers of the model independent of those of the samples.
 _MODEL_STREAM = 0x6D6F64656C
 
 

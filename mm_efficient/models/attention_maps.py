@@ -1,7 +1,7 @@
-"""What attention modules offer for pictures of where they look.
+"""Interface of attention modules whose attention can be visualised.
 
 A family's attention module has a method ``attention_maps`` (:class:`Mappable`), which
-computes maps from what the module is called with.
+computes maps from the module's input.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Token:
-    """The token that looks.
+    """The query token whose attention is shown.
 
     Args:
         row (int): Row in the grid of tokens.
@@ -33,7 +33,7 @@ class Token:
 
     @property
     def extent(self) -> tuple[int, int]:
-        """Height and width in pixels of what the grid covers."""
+        """Height and width in pixels of the area that the grid covers."""
         return self.grid[0] * self.stride, self.grid[1] * self.stride
 
 
@@ -42,18 +42,19 @@ class AttentionMap:
     """One kind of map of an attention module.
 
     Args:
-        title (str): What the values are.
+        title (str): Description of the values.
         values (Tensor): One map per head, or per channel, (M, h, w).
         extent (tuple[int, int]): Height and width in pixels that the maps cover, from
             the top left corner of the image.
-        signed (bool): Whether zero separates two kinds of values. Defaults to False.
-        parts (str): What there are M of. Defaults to 'head'.
-        order (Sequence[int], optional): The M, those to be shown first. Defaults to
-            None, as they come.
+        signed (bool): Whether values may be negative, so that colours are centred on
+            zero. Defaults to False.
+        parts (str): What each of the M maps belongs to. Defaults to 'head'.
+        order (Sequence[int], optional): Indices of the maps in the order to show them.
+            Defaults to None, unchanged.
         summary (Tensor, optional): All maps in one, (h, w). Defaults to None, their
             mean.
-        summary_title (str): What the summary is. Defaults to 'mean of heads'.
-        by_token (bool): Whether another token has another map. Defaults to True.
+        summary_title (str): Description of the summary. Defaults to 'mean of heads'.
+        by_token (bool): Whether the map depends on the token. Defaults to True.
     """
     title: str
     values: Tensor
@@ -82,9 +83,9 @@ class Mappable(Protocol):
         """Compute the maps of one image.
 
         Args:
-            x (Tensor): What the module is called with, for one image.
-            token (Token): The token that looks, in the grid of ``x``; families in
-                which single tokens do not look ignore it.
+            x (Tensor): Input of the module, for one image.
+            token (Token): The query token, in the grid of ``x``; ignored by families
+                whose attention is not computed per token.
 
         Returns:
             list[AttentionMap]: At least one.
@@ -97,7 +98,7 @@ def softmax_rows(attn: MultiheadAttention, x: Tensor, indices: list[int]) -> Ten
     Args:
         attn (MultiheadAttention): The module, for its projection.
         x (Tensor): Tokens, (1, N, C).
-        indices (list[int]): Rows wanted.
+        indices (list[int]): Rows to return.
 
     Returns:
         Tensor: (heads, len(indices), N).

@@ -1,4 +1,4 @@
-"""The contract that every backbone of this package keeps: `PyramidBackbone`."""
+"""`PyramidBackbone`, the base class and contract of all backbones."""
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -61,7 +61,7 @@ class PyramidBackbone(BaseBackbone):
     """
 
     ARCHS: dict[str, dict] = {}
-    init_cfg: Any  # of MMEngine, dict | list[dict] | None
+    init_cfg: Any  # MMEngine's, dict | list[dict] | None
     # Regular expressions of parameters that only dense prediction uses: weights of a
     # classifier lack them
     DENSE_ONLY: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class PyramidBackbone(BaseBackbone):
             s = 4, 8, 16, 32 for i = 0, 1, 2, 3.
 
         Raises:
-            ValueError: If ``x`` has another number of dimensions or channels,
+            ValueError: If ``x`` has the wrong number of dimensions or channels,
                 or is smaller than 32 x 32.
         """
         self._check_input(x)
@@ -164,7 +164,7 @@ class PyramidBackbone(BaseBackbone):
                 f'{x.shape[2]} x {x.shape[3]} (H x W); resize or pad them')
 
     def init_weights(self) -> None:
-        """Initialise from scratch, or with the weights that ``init_cfg`` names.
+        """Initialise from scratch, or load the weights that ``init_cfg`` names.
 
         Raises:
             CheckpointError: If the weights of ``type='Pretrained'`` do not fit
@@ -245,7 +245,7 @@ class PyramidBackbone(BaseBackbone):
 
 
 def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]) -> None:
-    """Call ``fit`` of every module that has ``is_fitted`` False.
+    """Call ``fit`` on every module whose ``is_fitted`` is False.
 
     EcoFormer's hash functions are neither trained nor loaded, but computed once from
     images; until then the backbone refuses to run.
@@ -268,7 +268,7 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
         depths (Sequence[int]): Number of blocks per stage.
 
     Returns:
-        list[list[float]]: One rate per block, by stage.
+        list[list[float]]: For every stage, one rate per block.
     """
     flat = iter(np.linspace(0, rate, sum(depths)).tolist())
     return [[next(flat) for _ in range(depth)] for depth in depths]

@@ -13,7 +13,7 @@ from ..weights.loading import load_weights
 
 
 class _Companion:
-    """Keeps a module out of another one's parameters, checkpoints and copies."""
+    """Excludes a module from its owner's parameters, checkpoints and copies."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -35,7 +35,7 @@ class DistilledClassifier(ImageClassifier):
         backbone (dict): As in ``ImageClassifier``.
         teacher (dict, optional): Config of any MMPretrain model that returns logits in
             ``mode='tensor'`` (``TimmClassifier`` for timm's), plus ``checkpoint``, the
-            file or address of its weights. Defaults to None, no teacher.
+            file or URL of its weights. Defaults to None, no teacher.
         neck (dict, optional): As in ``ImageClassifier``. Defaults to None.
         head (dict, optional): A :class:`~mm_efficient.models.DistilledClsHead`.
             Defaults to None.

@@ -18,8 +18,8 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager:
         x (Tensor): Any tensor of the computation.
 
     Returns:
-        AbstractContextManager: A null context where autocast is off already: an
-        ExportedProgram with the real one cannot be saved.
+        AbstractContextManager: A null context if autocast is off already, because an
+        ExportedProgram that contains an autocast context cannot be saved.
     """
     try:
         enabled = x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
@@ -54,7 +54,7 @@ class ChannelsLastStem(nn.Sequential):
     """First modules of a backbone; they set the memory layout of all later ones.
 
     On CPUs convolutions are faster with channels last. Once the image has that
-    layout, everything behind keeps it. On other devices the layout is the caller's.
+    layout, all later modules keep it. On other devices the caller chooses the layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:

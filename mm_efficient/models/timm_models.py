@@ -2,7 +2,7 @@
 
 Like timm's own feature models, ``timm.create_model('mm_soft_small',
 features_only=True)`` returns a list of feature maps and has ``feature_info``. The
-prefix tells our SwiftFormer and LowFormer from timm's.
+prefix distinguishes our SwiftFormer and LowFormer from timm's.
 """
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,7 @@ class FeaturePyramid(nn.Module):
 
         Args:
             state_dict (dict[str, Tensor]): Weights.
-            strict (bool): Require that they fit. Defaults to True.
+            strict (bool): Raise an error if the weights do not fit. Defaults to True.
             assign (bool): Use the tensors instead of copying them. Defaults to False.
 
         Raises:

@@ -83,7 +83,7 @@ def set_class_names(cfg: Config, splits: Sequence[str], names: Sequence[str]) ->
 
 
 def use_class_folders(cfg: Config, splits: Sequence[str]) -> None:
-    """Check the class folders of data in ImageNet's layout, and name classes so.
+    """Check class folders in ImageNet's layout, and name classes after them.
 
     Args:
         cfg (Config): Changed in place, see :func:`set_class_names`.

@@ -70,7 +70,7 @@ def load_config(config: str | Path | Config,
 
 
 def _refuse_former_options(options: Mapping[str, Any]) -> None:
-    """Name the arguments that replace what used to be special overrides."""
+    """Reject former special overrides, and name the arguments that replace them."""
     for key, flag, full_key in (
             ('data_root', '--data-root FOLDER', 'train_dataloader.dataset.data_root'),
             ('num_classes', '--num-classes N', 'model.head.num_classes')):
@@ -82,7 +82,7 @@ def _refuse_former_options(options: Mapping[str, Any]) -> None:
 
 
 def _find_config(path: str) -> str:
-    """Path of a config; in an installation ours lie too deep to be typed."""
+    """Path of a config; ours can be given by name alone."""
     if osp.isfile(path):
         return path
     for file in config_files():

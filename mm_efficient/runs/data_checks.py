@@ -1,7 +1,7 @@
 """Checks of a run's data, before anything is built or written.
 
-Every check raises :class:`InputError` with what was expected, what came and the next
-step.
+Every check raises :class:`InputError` with what was expected, what was given and the
+next step.
 """
 import json
 import os.path as osp
@@ -21,7 +21,7 @@ DATA_HELP = dict(
     ' from https://cocodataset.org/#download',
     mmseg='ADE20K (ADEChallengeData2016.zip) from '
     'http://sceneparsing.csail.mit.edu')
-LARGEST_PARSED = 64 << 20  # bytes; of a larger annotation file only the start is read
+LARGEST_PARSED = 64 << 20  # bytes; only the start of a larger annotation file is read
 
 
 def check_data(cfg: Config, split: str) -> None:
@@ -73,8 +73,8 @@ def _check_metrics(cfg: Config, split: str) -> None:
         if path and is_local(path) and not osp.exists(path):
             raise InputError(
                 f'{path} does not exist; {split}_evaluator of the config reads '
-                'it. --data-root FOLDER moves data sets and metrics; otherwise set '
-                f'{split}_evaluator.ann_file too.')
+                'it. Pass --data-root FOLDER, which changes the paths of data sets and '
+                f'metrics, or set {split}_evaluator.ann_file.')
 
 
 def _missing_data(cfg: Config, split: str, path: str) -> str:
@@ -122,8 +122,8 @@ def check_coco_file(path: str, classes: Sequence[str] | None = None) -> None:
     if classes and not set(classes) & set(names):
         raise InputError(
             f'{path} has none of the classes {list(classes)[:5]} of the '
-            f'config, its categories are {names[:5]}. To train on your own, '
-            f'add --num-classes {len(names)}, and by --cfg-options '
-            "metainfo.classes=\"('NAME','NAME')\" behind "
+            f'config; its categories are {names[:5]}. To train on your own, '
+            f'add --num-classes {len(names)}, and with --cfg-options set '
+            "metainfo.classes=\"('NAME','NAME')\" under "
             'train_dataloader.dataset., val_dataloader.dataset. and '
             'test_dataloader.dataset.')

@@ -68,8 +68,8 @@ def once_per_machine(function: Callable[[], T]) -> T:
         T: What it returned in the main process, in every process.
 
     Raises:
-        ReportedError: If it raised in another process. Where it raised, that
-            exception itself.
+        ReportedError: If ``function`` raised in another process. The process in which
+            it raised gets the original exception.
     """
     if not is_distributed():
         return function()
@@ -77,7 +77,7 @@ def once_per_machine(function: Callable[[], T]) -> T:
     if os.environ.get('LOCAL_RANK', '0') == '0':
         try:
             result = function()
-        except Exception as raised:  # whatever it is, the others must not wait on
+        except Exception as raised:  # any exception: the others must not keep waiting
             error = raised
     reason = error and f'{type(error).__name__}: {error}'
     outcomes = all_gather_object((result, reason))

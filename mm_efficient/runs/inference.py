@@ -74,7 +74,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
     meta = dataset_meta(cfg, weights or {})
     device = device or get_device()
     with warnings.catch_warnings(), explain(f'the model cannot be loaded on {device}'):
-        warnings.simplefilter('ignore', UserWarning)  # about names that meta replaces
+        warnings.simplefilter('ignore', UserWarning)  # class names; meta sets them
         return _build(copy.deepcopy(cfg), checkpoint, device, meta)
 
 
@@ -118,7 +118,7 @@ def predict(inferencer: Any, task: str, image: Path, out_dir: Path,
     Returns:
         dict: The prediction in the inferencer's own format, ready for JSON. For
         segmentors ``sem_seg``, the label map relative to ``out_dir``, and ``shares``,
-        the fraction of pixels of every class found, largest first.
+        the fraction of pixels of every predicted class, largest first.
 
     Raises:
         ExecutionError: If the image cannot be read, or the model cannot run on it.

@@ -1,8 +1,8 @@
 """Cut any config down to a miniature data set and two CPU cores.
 
 :func:`apply_mini` changes data, image size, batch size and schedule; model, losses and
-metrics stay those of the config. So do the augmentations, except that those of
-classification, made for hundreds of epochs on a million images, get weaker.
+metrics are unchanged. So are the augmentations, except for classification, where they
+are weakened: the published ones suit hundreds of epochs on a million images.
 """
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ RECIPES: dict[str, dict[str, Any]] = dict(
     mmdet=dict(size=128, epochs=5, batch=4, lr=4e-4),
     mmseg=dict(size=96, epochs=4, batch=4, lr=4e-4))
 NUM_TRAIN = 200
-WARMUP = 0.1  # share of the iterations
-MAX_PROPOSALS = 200  # that the RPN keeps, per image
+WARMUP = 0.1  # fraction of the iterations
+MAX_PROPOSALS = 200  # RPN proposals per image
 MAX_RPN_SAMPLES, MAX_ROI_SAMPLES = 128, 40  # per image
 MAX_DETECTIONS = 20  # per image; no image has more than five objects
 
@@ -32,10 +32,10 @@ MAX_DETECTIONS = 20  # per image; no image has more than five objects
 WEAK_AUGMENTATION: dict[str, dict[str, Any]] = dict(
     RandAugment=dict(num_policies=1, magnitude_level=2),
     RandomErasing=dict(erase_prob=0.1, max_area_ratio=0.1))
-MIXING_ALPHA = 0.1  # of Mixup and CutMix: most mixed images are almost one of the two
-CROP_RANGE = (0.5, 1.0)  # share of the image; crops of a tenth miss the object
-ACCUMULATION = 2  # at most, iterations per update
-BN_IMAGES, BN_BATCH = 64, 16  # to estimate statistics from
+MIXING_ALPHA = 0.1  # Mixup and CutMix: most mixed images are close to one of the two
+CROP_RANGE = (0.5, 1.0)  # relative area; crops of a tenth would miss the object
+ACCUMULATION = 2  # maximum number of iterations per update
+BN_IMAGES, BN_BATCH = 64, 16  # for estimating batch-norm statistics
 
 # Keys of transforms and preprocessors that hold sizes in pixels
 _SIZE_KEYS = ('scale', 'scales', 'size', 'crop_size', 'img_scale', 'stride',

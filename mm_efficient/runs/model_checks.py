@@ -1,7 +1,8 @@
 """Checks of a run's model and weights, before anything is built or written.
 
-MMEngine would find most of it too, but only after it has filled the work dir, read
-the data set and printed the config, and with the message of the layer that fails.
+MMEngine would detect most of these errors too, but only after creating the work dir,
+reading the data set and printing the config, and with the message of whichever layer
+fails.
 """
 import os.path as osp
 from pathlib import Path
@@ -40,7 +41,7 @@ def build_on_meta(settings: dict) -> nn.Module:
     try:
         with torch.device('meta'):
             return ALL_MODELS.build(settings)
-    except Exception:  # if the settings are wrong, the second try says how
+    except Exception:  # if the settings are wrong, the second attempt raises the error
         return ALL_MODELS.build(settings)
 
 
@@ -51,11 +52,11 @@ def check_model(cfg: Config, pretrained: bool = True) -> None:
         cfg (Config): Config of the run.
         pretrained (bool): Whether to check the weights that ``init_cfg`` names, too.
             ``published://`` is fetched, converted and kept for loading; other
-            addresses are left to MMEngine. Defaults to True.
+            URLs are left to MMEngine. Defaults to True.
 
     Raises:
-        InputError: If it cannot be built, its weights do not fit, or neck or head
-            expect other channels.
+        InputError: If it cannot be built, its weights do not fit, or the neck or head
+            expects different channels.
     """
     settings = cfg.model.get('backbone')
     if not settings or not is_ours(settings.get('type')):
@@ -155,7 +156,7 @@ def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
 def check_teacher(cfg: Config) -> None:
     """Check the model that a config distils from, if there is one.
 
-    Its weights are kept for the training, which builds it.
+    Its weights are cached for training, which builds it.
 
     Args:
         cfg (Config): Config of the run.

@@ -1,4 +1,4 @@
-"""The model of a config, and what it takes."""
+"""Build the model of a config, and prepare images for it."""
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -32,7 +32,7 @@ def load_model(cfg: Config, checkpoint: str | None = None,
     Raises:
         InputError: If the config's backbone is wrong, or the weights are missing or
             do not fit.
-        ExecutionError: If the model cannot be built or its weights not be loaded.
+        ExecutionError: If the model cannot be built or its weights cannot be loaded.
     """
     check_model(cfg, pretrained=checkpoint is None)
     weights = check_checkpoint(checkpoint) if checkpoint else None

@@ -14,7 +14,7 @@ def build_runner(cfg: Config) -> Runner:
             :func:`~mm_efficient.runs.prepare_testing`.
 
     Returns:
-        Runner: Ready to train or to test; its work dir has been made.
+        Runner: Ready to train or to test; its work dir has been created.
     """
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
@@ -34,5 +34,5 @@ def check_num_batches(runner: Runner) -> None:
         raise InputError(
             f'{len(loader.dataset)} training images are fewer than a batch, {batch} in '
             f'each of {runner.world_size} processes, and incomplete batches are '
-            'dropped (drop_last). Set a smaller one by --cfg-options '
+            'dropped (drop_last). Set a smaller one with --cfg-options '
             'train_dataloader.batch_size=N.')

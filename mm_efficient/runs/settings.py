@@ -1,4 +1,4 @@
-"""Settings of a run that arguments choose, each written into the config."""
+"""Write the arguments of a run into its config."""
 import os.path as osp
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def set_work_dir(cfg: Config, work_dir: str | Path | None = None) -> None:
             ``work_dir`` of the config, else ``work_dirs/<name of the config file>``.
 
     Raises:
-        InputError: If there is no name either.
+        InputError: If the config has neither a ``work_dir`` nor a file name.
     """
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -37,7 +37,7 @@ def set_pretrained(cfg: Config, pretrained: str | Path) -> None:
 
     Args:
         cfg (Config): Changed in place.
-        pretrained (str | Path): Any checkpoint that ``init_cfg`` takes, of the
+        pretrained (str | Path): Any checkpoint that ``init_cfg`` accepts, of the
             backbone or of a model that contains it; 'none' to start from scratch.
 
     Raises:
@@ -48,7 +48,7 @@ def set_pretrained(cfg: Config, pretrained: str | Path) -> None:
     if not isinstance(backbone, dict):
         raise InputError('--pretrained needs model.backbone, which the config does '
                          'not set. Use --cfg-options for the weights of other parts.')
-    for node in (cfg.model, backbone):  # the former way to name weights
+    for node in (cfg.model, backbone):  # legacy way to name weights
         if node.get('pretrained'):
             node['pretrained'] = None
     backbone['init_cfg'] = None
@@ -94,7 +94,7 @@ def use_auto_scale_lr(cfg: Config) -> None:
         cfg (Config): Changed in place.
 
     Raises:
-        InputError: If the config does not say which batch size its rate is for.
+        InputError: If the config does not set the batch size of its learning rate.
     """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise InputError('--auto-scale-lr needs auto_scale_lr.base_batch_size, '
@@ -103,21 +103,21 @@ def use_auto_scale_lr(cfg: Config) -> None:
 
 
 def set_resume(cfg: Config, resume: bool | str | Path) -> None:
-    """Continue a training.
+    """Resume a training run.
 
     Args:
         cfg (Config): Changed in place.
         resume (bool | str | Path): A checkpoint; or True for the latest one in the
-            work dir, without one training starts from the beginning.
+            work dir. If there is none, training starts from the beginning.
     """
     cfg.resume = True
     cfg.load_from = None if resume is True else str(resume)
 
 
 def make_resumable(cfg: Config) -> None:
-    """Derive all randomness of a training from its seed and the iteration.
+    """Derive all randomness of a training run from its seed and the iteration.
 
-    The loss curve of a resumed training is then that of an uninterrupted one, see
+    The loss curve of a resumed run is then that of an uninterrupted one, see
     :mod:`mm_efficient.engine.seeding`.
 
     Args:

@@ -50,7 +50,7 @@ def test(config: str | Path | Config,
         show (bool): Whether to show the predictions in a window. Defaults to False.
         show_dir (str | Path, optional): Folder to write images with the predictions
             to. Defaults to None.
-        wait_time (float): Seconds each window of ``show`` stays. Defaults to 2.
+        wait_time (float): Seconds each window of ``show`` stays open. Defaults to 2.
         cfg_options (Mapping[str, Any], optional): Settings of the config to override,
             by dotted key. Defaults to None.
         launcher (str): What starts the processes: 'none' (a single process),
@@ -88,9 +88,9 @@ def prepare_testing(config: str | Path | Config,
                     cfg_options: Mapping[str, Any] | None = None,
                     launcher: str = 'none',
                     mini: bool = False) -> Config:
-    """Set up the config of a test and check everything the test needs.
+    """Set up the config of a test run and check all its inputs.
 
-    Joins the processes; one of every machine checks and generates data.
+    Joins the processes; one per machine checks and generates data.
 
     Args: As of :func:`test`. ``out`` is only checked, see :func:`dump_predictions`.
 
@@ -139,7 +139,7 @@ def show_predictions(cfg: Config, wait_time: float) -> None:
 
     Args:
         cfg (Config): Changed in place.
-        wait_time (float): Seconds a window stays.
+        wait_time (float): Seconds each window stays open.
 
     Raises:
         InputError: If the config has no hook that opens windows.

@@ -23,7 +23,7 @@ from .settings import (
     use_auto_scale_lr,
 )
 
-SPLITS = ('train', 'val')  # that a training reads
+SPLITS = ('train', 'val')  # read during training
 
 
 def train(config: str | Path | Config,
@@ -38,7 +38,7 @@ def train(config: str | Path | Config,
           cfg_options: Mapping[str, Any] | None = None,
           launcher: str = 'none',
           mini: bool = False) -> Runner:
-    """Train a classifier, detector or segmentor: the config says which.
+    """Train a classifier, detector or segmentor, depending on the config.
 
     Args:
         config (str | Path | Config): Config file, the name alone of one of this
@@ -52,7 +52,7 @@ def train(config: str | Path | Config,
         pretrained (str | Path, optional): Checkpoint the backbone starts from, or
             'none' to start from scratch. Defaults to None, as the config says.
         resume (bool | str | Path, optional): Checkpoint to continue from, or True for
-            the latest one in the work dir. Defaults to None, a new training.
+            the latest one in the work dir. Defaults to None, a new run.
         amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.
         auto_scale_lr (bool): Whether to scale the learning rate with the total batch
             size. Defaults to False.
@@ -94,9 +94,9 @@ def prepare_training(config: str | Path | Config,
                      cfg_options: Mapping[str, Any] | None = None,
                      launcher: str = 'none',
                      mini: bool = False) -> Config:
-    """Set up the config of a training and check everything the training needs.
+    """Set up the config of a training run and check all its inputs.
 
-    Joins the processes; one of every machine checks, downloads and generates data.
+    Joins the processes; one per machine checks, downloads and generates data.
 
     Args: As of :func:`train`.
 
@@ -141,16 +141,16 @@ def _check_training(cfg: Config, mini: bool) -> tuple[int | None, list[str]]:
 
 
 def check_start(cfg: Config) -> int | None:
-    """Check the checkpoint that a training resumes or starts from, if it is local.
+    """Check the checkpoint that a run resumes or starts from, if it is local.
 
     Args:
-        cfg (Config): Config of the training, with ``work_dir``.
+        cfg (Config): Config of the run, with ``work_dir``.
 
     Returns:
-        int | None: The seed that a training to resume was started with, if known.
+        int | None: The seed of the run to resume, if known.
 
     Raises:
-        InputError: If the checkpoint cannot be used, or is of another model.
+        InputError: If the checkpoint cannot be used, or belongs to another model.
     """
     resume, path = bool(cfg.get('resume')), cfg.get('load_from')
     if resume and path is None and Path(cfg.work_dir).is_dir():

@@ -11,7 +11,7 @@ from ..files import whole_file
 
 FIGURE_SUFFIXES = ('.png', '.jpg', '.pdf', '.svg')
 PANEL_INCHES = 3.0  # height of a panel
-OPACITY = 0.65  # of a map over the image
+OPACITY = 0.65  # opacity of a map over the image
 
 
 def grid_figure(rows: int, columns: int, aspect: float) -> tuple[Figure, np.ndarray]:

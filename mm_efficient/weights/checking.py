@@ -1,4 +1,4 @@
-"""Reading checkpoints of a run, with errors that say what is wrong."""
+"""Check and read the checkpoints of a run."""
 import os.path as osp
 import zipfile
 from pathlib import Path
@@ -15,8 +15,7 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
 
     Args:
         path (str): Local path; anything with a scheme is left to MMEngine.
-        resume (bool): Whether a training is to be resumed from it. Defaults to
-            False.
+        resume (bool): Whether to resume training from it. Defaults to False.
 
     Returns:
         dict | None: The checkpoint on the CPU, None if it is not a local file. Tensors

@@ -150,7 +150,7 @@ def _raise_unknown(found: Mapping[str, Tensors]) -> None:
 
 def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str
              ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Make every tensor of our model, and use or explicitly drop every source.
+    """Build every tensor of our model; use or explicitly drop every published one.
 
     Args:
         layout (Layout): Layout that the family has recognised.
@@ -198,7 +198,7 @@ def _make(source: Source, tensors: Tensors, expected: Tensor
     parts = [tensors[key].detach() for key in source.keys]
     try:
         value = source.make(*parts)
-    except RuntimeError:  # the parts do not go together
+    except RuntimeError:  # the parts do not match
         shapes = ' + '.join(str(tuple(part.shape)) for part in parts)
         return None, f'expected {tuple(expected.shape)}, got {shapes}'
     if expected.ndim == 0 and value.shape == (1, ):

@@ -14,13 +14,13 @@ HUB_FILE = 'model.safetensors'
 
 
 def online_address(name: str) -> str | None:
-    """Look up the address of weights by name.
+    """Look up the URL of weights by name.
 
     Args:
         name (str): A variant, such as 'ecoformer_pvt_b0', or 'timm/MODEL.TAG'.
 
     Returns:
-        str | None: An address for :func:`fetch`; None if the name is unknown.
+        str | None: A URL for :func:`fetch`; None if the name is unknown.
     """
     if re.fullmatch(r'timm/[\w.-]+', name):
         return name
@@ -28,7 +28,7 @@ def online_address(name: str) -> str | None:
 
 
 def published_weights() -> dict[str, str]:
-    """Map the names of all downloadable weights to their addresses."""
+    """Map the names of all downloadable weights to their URLs."""
     return {name: address for family in FAMILIES
             for name, address in family.downloads.items()}
 
@@ -37,11 +37,11 @@ def fetch(address: str) -> Path:
     """Download a file unless it is in the cache.
 
     Of several processes that share a cache, one downloads while the others wait. The
-    file is checked where its hash is known: from the hub, and from names that end with
-    ``-`` and at least 8 digits of the SHA-256, as those of torchvision and OpenMMLab.
+    file is checked where its hash is known: from the hub, and for file names that end
+    with ``-`` and at least 8 digits of the SHA-256, as torchvision's and OpenMMLab's.
 
     Args:
-        address (str): http(s) address, or 'timm/MODEL.TAG'.
+        address (str): http(s) URL, or 'timm/MODEL.TAG'.
 
     Returns:
         Path: File in PyTorch's hub folder or in the cache of huggingface_hub.
@@ -71,7 +71,7 @@ def sha256(path: str | Path) -> str:
 def _from_url(url: str) -> Path:
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     name = Path(urlparse(url).path).name or 'checkpoint'
-    # Different addresses may share a file name
+    # Different URLs may share a file name
     path = Path(torch.hub.get_dir(), 'checkpoints', f'{digest}-{name}')
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _download(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path), progress=True)
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(
-            f'{url}: download failed ({error}); check the address and '
+            f'{url}: download failed ({error}); check the URL and '
             'the connection, or download the file and pass its path') from error
 
 

@@ -1,4 +1,4 @@
-"""Families of published models: facts, published names, addresses of weights.
+"""Families of published models: facts, published names, URLs of weights.
 
 A family registers itself from its folder in :mod:`mm_efficient.models`. Everything that
 serves all families (conversion, downloads, timm's names, the model zoo) reads
@@ -17,7 +17,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class CheckpointError(InputError):
-    """A checkpoint cannot be used; the message says why and what to do."""
+    """A checkpoint cannot be used; the message says why, and what to do."""
 
 
 class Source(NamedTuple):
@@ -46,7 +46,7 @@ class Layout:
         layout (str): Naming scheme of the tensors. Defaults to 'published'.
         ignored (dict[str, str]): Regular expression of published keys that
             our model does not need -> reason. Defaults to nothing.
-        notes (Sequence[str]): What the user must know and the tensors cannot tell.
+        notes (Sequence[str]): What the user must know but the tensors do not reveal.
     """
 
     arch: str
@@ -104,14 +104,14 @@ class Family(ABC):
     Attributes:
         name (str): Name of the family.
         title (str): Title of the paper.
-        paper (str): Address of the paper.
+        paper (str): URL of the paper.
         venue (str): Where it was published.
-        code (str): Address of the published code.
+        code (str): URL of the published code.
         licence (str): Licence of the published code.
         variants (Mapping[str, dict]): Variant, the prefix of its configs -> config of
             its backbone.
         dense (Mapping): What dense prediction adds to that config.
-        downloads (Mapping[str, str]): Variant -> address of its published weights,
+        downloads (Mapping[str, str]): Variant -> URL of its published weights,
             where they can be downloaded without a browser; see
             :func:`.download.fetch`.
         entries (tuple[str]): Where the weights may be nested in a file, the
@@ -137,7 +137,7 @@ class Family(ABC):
 
     @abstractmethod
     def recognise(self, tensors: Tensors) -> Layout | None:
-        """Tell from names and shapes whether tensors are of this family.
+        """Recognise tensors of this family by their names and shapes.
 
         Args:
             tensors (Mapping[str, Tensor]): Published tensors without wrappers'
@@ -157,18 +157,18 @@ class Family(ABC):
         return tuple(dict.fromkeys(cfg['type'] for cfg in self.variants.values()))
 
     def find_arch(self, found: Any, archs: Mapping[Any, str], what: str) -> str:
-        """Find the arch that a file is of.
+        """Find the arch of a file.
 
         Args:
-            found (Any): What tells archs apart, such as the depths of the stages.
-            archs (Mapping[Any, str]): The same of every arch -> its name.
+            found (Any): What distinguishes archs, such as the depths of the stages.
+            archs (Mapping[Any, str]): Value of ``found`` for an arch -> its name.
             what (str): What ``found`` is, for the message.
 
         Returns:
             str: Name of the arch.
 
         Raises:
-            CheckpointError: If there is none.
+            CheckpointError: If no arch matches.
         """
         if found not in archs:
             known = ', '.join(f'{arch} {key}' for key, arch in archs.items())
@@ -196,7 +196,7 @@ def num_classes(tensors: Tensors, *names: str) -> int:
         *names (str): Names that the weight or bias of its last layer may have.
 
     Returns:
-        int: Length of the first one that is there, 1000 without any.
+        int: Length of the first one found, or 1000 if there is none.
     """
     found = [tensors[name] for name in names if name in tensors]
     return len(found[0]) if found and found[0].ndim else 1000

@@ -17,7 +17,7 @@ from .matching import (
 )
 from .reading import SCHEME, read_untrusted
 
-# What a check has read, for the loading that follows; see `_read`
+# What a check has read, cached for loading; see `_read`
 _kept: dict[tuple[str, int | None], Any] = {}
 
 
@@ -150,11 +150,11 @@ def load_weights(model: nn.Module, source: str) -> None:
 
 def match_weights(model: nn.Module, source: str, keep: bool = False
                   ) -> dict[str, Tensor]:
-    """Read all weights of any model from somebody's file, and check that they fit.
+    """Read all weights of any model from an untrusted file, and check that they fit.
 
     Args:
         model (nn.Module): What the weights are for, not changed.
-        source (str): File (``.pth``, ``.safetensors``) or address of a state dict,
+        source (str): File (``.pth``, ``.safetensors``) or URL of a state dict,
             alone or nested under ``model``, ``state_dict``, ... Only tensors and
             plain data are read.
         keep (bool): Whether to keep what was read for the next call, which loads
@@ -185,7 +185,7 @@ def match_weights(model: nn.Module, source: str, keep: bool = False
 
 
 def _read(source: str, keep: bool, reader: Callable[[str], Any]) -> Any:
-    """Read and convert a file once for a check and for the loading after it.
+    """Read and convert a file only once for a check and the load that follows.
 
     With ``keep`` the content stays until the next call, unless the file changes.
     """

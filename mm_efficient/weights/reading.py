@@ -25,8 +25,8 @@ def convert_file(source: str) -> Conversion:
     """Read a published checkpoint and convert it.
 
     Args:
-        source (str): Path, any MMEngine checkpoint URI, or a name whose address is
-            known: a variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or without
+        source (str): Path, any MMEngine checkpoint URI, or a downloadable name: a
+            variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or without
             ``published://``.
 
     Returns:
@@ -47,7 +47,7 @@ def convert_file(source: str) -> Conversion:
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
 def load_from_published(filename: str, map_location: Any = None) -> dict:
-    """Load ``published://`` addresses for MMEngine: read, convert, report.
+    """Load ``published://`` URIs for MMEngine: read, convert, report.
 
     Args:
         filename (str): ``published://`` and a source for :func:`convert_file`.
@@ -63,10 +63,10 @@ def load_from_published(filename: str, map_location: Any = None) -> dict:
 
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
-    """Write a checkpoint as a whole or not at all.
+    """Write a checkpoint completely or not at all.
 
     Args:
-        checkpoint (dict): Anything that ``torch.save`` takes.
+        checkpoint (dict): Anything that ``torch.save`` accepts.
         path (str | Path): File to write; its folder is created if needed.
     """
     path = Path(path)
@@ -136,7 +136,7 @@ def _untrusted(name: str) -> Iterator[None]:
     """Context in which ``torch.load`` accepts only tensors and plain data.
 
     ``argparse.Namespace`` is accepted too, from PyTorch 2.5 on: training scripts store
-    their arguments beside the weights.
+    their arguments alongside the weights.
 
     Raises:
         CheckpointError: If the file cannot be read, with ``name`` and the reason.

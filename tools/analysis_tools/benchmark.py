@@ -1,9 +1,10 @@
 """Time models side by side, in interleaved rounds, by LowFormer's published protocol.
 
 Random weights, inference mode, warm-up, then each pass timed on its own, with device
-events on CUDA; the median counts. Models take turns, and the ratio of two is the median
-over rounds of the ratio of their medians in a round. Other load on the machine hardly
-affects it, and it carries over between machines far better than milliseconds.
+events on CUDA; the median is reported. Models are timed in interleaved rounds, and the
+ratio of two is the median over rounds of the ratio of their medians in a round. Other
+load on the machine hardly affects it, and it carries over between machines far better
+than milliseconds.
 
 Backends: eager, compile (torch.compile), torchscript (traced, frozen and optimised for
 inference, as published), onnxruntime (fp32 only). Changes to the model may precede
@@ -114,7 +115,7 @@ def add_protocol_options(add, count):
     add('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
     add('--threads', type=count, default=1, help='CPU threads per job (default: 1)')
     add('--jobs', type=count, default=1,
-        help='processes that time in parallel (default: 1)')
+        help='processes that run the benchmark in parallel (default: 1)')
     add('--iterations', type=count, default=400, help='timed passes (default: 400)')
     add('--max-seconds', type=positive(float), default=60.,
         help='time limit for the passes of a model (default: 60)')

@@ -22,7 +22,7 @@ from mm_efficient.analysis import count, image_shape
 from mm_efficient.models.soft import backbone, newton_inverse
 from mm_efficient.models.soft.gaussian_attention import gaussian_attention_reference
 
-MIN_SECONDS = 20  # of repetitions per measurement
+MIN_SECONDS = 20  # time to repeat each measurement for
 
 
 def parse_args(argv=None):

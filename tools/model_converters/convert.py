@@ -21,10 +21,9 @@ def parse_args():
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'src', metavar='SRC',
-        help='published file: a path (.pth, .safetensors), an http(s) address, '
-        "a name whose address is known ('ecoformer_pvt_b0', "
-        "'timm/swiftformer_xs.dist_in1k') or anything else that MMEngine's "
-        'checkpoint loader takes')
+        help='published file: a path (.pth, .safetensors), an http(s) URL, '
+        "a downloadable name ('ecoformer_pvt_b0', "
+        "'timm/swiftformer_xs.dist_in1k') or any other MMEngine checkpoint URI")
     parser.add_argument(
         'dst', metavar='DST',
         help='file to write (.pth); replaced as a whole if it exists')

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
         variant (str): Prefix of the config's name.
         method (str): 'cls', 'retinanet', 'maskrcnn', 'upernet' or 'fpn'. For further
             classifiers of a variant, what their names add: 'softmax' is EcoFormer's
-            first training, 'r256' an evaluation at another resolution.
+            first training stage, 'r256' an evaluation at another resolution.
     """
 
     config: str

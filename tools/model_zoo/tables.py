@@ -138,7 +138,7 @@ def _measured(variant: str, family: Family, figures: Mapping,
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> dict[str, str]:
-    """Cells of a model, from counts with the keys ``COUNTS``."""
+    """Table cells of a model, from counts with the keys ``COUNTS``."""
     parameters, backbone_parameters, macs, backbone_macs = (
         counts[name] for name in COUNTS)
     return {'model': title,

@@ -1,7 +1,7 @@
 """Plot training curves of one or more work dirs, with a table of their values.
 
-Reads the scalars.json files of MMEngine. One panel per quantity, one line per training;
-the runs of a resumed training are joined.
+Reads the scalars.json files of MMEngine. One panel per quantity, one curve per work
+dir; the logs of a resumed run are joined.
 """
 import argparse
 import fnmatch
@@ -19,12 +19,12 @@ from mm_efficient.errors import InputError, error_line
 from mm_efficient.files import check_output
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure
 
-COLUMNS = 3  # of panels
+COLUMNS = 3  # panels per row
 
 EXAMPLES = r"""examples:
-  loss, learning rate and metrics of a training:
+  loss, learning rate and metrics of a run:
     python tools/visualization/plot_logs.py work_dirs/soft_small_maskrcnn_1x
-  all losses of two trainings, smoothed:
+  all losses of two runs, smoothed:
     python tools/visualization/plot_logs.py work_dirs/a work_dirs/b \
         --names plain norm --keys "loss*" --smooth 0.9 --out losses.pdf
   all quantities in a log:
@@ -52,10 +52,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', default='curves.png', metavar='FILE',
                         help=f'{", ".join(FIGURE_SUFFIXES)} (default: curves.png)')
     parser.add_argument('--keys', nargs='+', default=[], metavar='KEY',
-                        help='quantities to plot; "loss*" means all that start so '
+                        help='quantities to plot; "loss*" means all starting with loss '
                         '(default: loss, lr and the main metrics)')
     parser.add_argument('--names', nargs='+', metavar='NAME',
-                        help='names of the trainings (default: WORK_DIR as given)')
+                        help='names of the runs (default: WORK_DIR as given)')
     parser.add_argument('--smooth', type=float, default=0., metavar='WEIGHT',
                         help='weight of the exponential moving average of training '
                         'curves, at least 0 and below 1 (default: 0, no smoothing)')
@@ -101,7 +101,7 @@ def read_run(file: Path) -> dict[str, Curve]:
 
 
 def read_curves(path: str | Path) -> dict[str, Curve]:
-    """Read the curves of a training; what it repeats after a resume is replaced."""
+    """Read the curves of a run; steps repeated after a resume are replaced."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(
         [*path.glob('*/vis_data/scalars.json'), *path.glob('vis_data/scalars.json')])

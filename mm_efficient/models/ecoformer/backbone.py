@@ -8,16 +8,16 @@ written from the architecture's description.
 
 Differences from the original:
 
-- the checkpoint says whether the hash functions are fitted, and a model with unfitted
-  ones refuses to run; the original fits them to the first input it sees, even a test
-  image;
+- the checkpoint records whether the hash functions are fitted, and a model with
+  unfitted ones refuses to run; the original fits them to the first input it
+  sees, even a test image;
 - `fit` fits them before training, on a bounded sample of tokens;
 - hashing runs in float32 under autocast, with expanded distances;
 - Twins' patch embeddings pad the image to whole patches; the original drops the
   remainder (there is none at multiples of 32);
 - for dense prediction, every feature map of Twins gets a layer norm (the original has
   no dense prediction);
-- stochastic depth is off by default, as in the published trainings, which ran in
+- stochastic depth is off by default, as in the published runs, which trained in
   evaluation mode whatever their configs say.
 
 The attention of stages 1 to 3 averages over tokens, so nothing drifts with image size
@@ -177,7 +177,7 @@ class EcoFormer(PyramidBackbone):
 
         They depend on the weights of all layers before them, so fit once, after
         loading or initialising the weights. Fitting again replaces the hash functions;
-        weights trained with the old ones do not suit the new ones.
+        weights trained with the old ones do not work with the new ones.
 
         Args:
             images (Tensor | Sequence[Tensor]): Normalised images, (B, C, H, W), or

@@ -13,7 +13,7 @@ from torch import Tensor
 from .kernel_hashing import EPS, anchor_kernel
 
 NUM_SIMILAR = 10  # most and least similar tokens of each token in the target
-STEPS = 100  # of gradient descent, per bit
+STEPS = 100  # gradient-descent steps per bit
 LEARNING_RATE = 5e-4
 MOMENTUM = 0.9
 
@@ -63,8 +63,8 @@ def draw_anchors(queries: Sequence[Tensor], num_anchors: int,
                  generator: torch.Generator) -> Tensor:
     """Draw random tokens, the same for every head, as unit vectors.
 
-    They come from the first image, or from as many images as it takes to have enough
-    tokens.
+    They are drawn from the first image, plus as many further images as are needed for
+    ``num_anchors`` tokens.
 
     Args:
         queries (Sequence[Tensor]): Batches of (B, N, H, d).

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-EPS = 1e-12  # of the unit normalisation; the original has none
+EPS = 1e-12  # lower bound on the norm of a query; the original has none
 
 
 def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
     """
     centred = anchor_kernel(query, anchors) - mean[:, None]
     projected = centred @ projection.transpose(1, 2)[:, None]
-    if torch.jit.is_tracing():  # TorchScript has no such functions
+    if torch.jit.is_tracing():  # TorchScript has no autograd functions
         return projected.sign()
     return _Sign.apply(projected)
 

@@ -1,11 +1,11 @@
-"""EcoFormer: facts, published names, also of the PVTv2 and Twins-SVT it starts from.
+"""EcoFormer: facts and published names, including PVTv2's and Twins-SVT's.
 
 Names and shapes: https://github.com/ziplab/EcoFormer (Apache-2.0 licence), commit
 a277f9e, and timm. There are three kinds, one per step of the published recipe:
 
 - ordinary ImageNet weights of PVTv2 or Twins-SVT, in their authors' or timm's names;
-- the same with softmax attention everywhere, the result of the first training;
-- EcoFormer, with hash attention, the result of the second training.
+- the same with softmax attention everywhere, the result of the first training stage;
+- EcoFormer, with hash attention, the result of the second training stage.
 
 The first two become the softmax form of our models, which a hash model can load too.
 """
@@ -78,7 +78,7 @@ REPORTED = Reported(
 @dataclass(frozen=True)
 class _Names:
     """Published names, with i for the stage from 0, n from 1, j for the block."""
-    mark: str  # a tensor by which the layout is told
+    mark: str  # a tensor that identifies the layout
     block: str
     patch_embed: str
     dwconv: str = ''
@@ -188,7 +188,7 @@ class EcoFormerFamily(Family):
             notes=_NOTES[attention])
 
     def _arch(self, body: _Body, names: _Names, tensors: Tensors) -> str:
-        """The arch, told by depths and the width of the first stage."""
+        """Find the arch from the depths and the width of the first stage."""
         depths = []
         for stage in range(4):
             pattern = re.compile(names.of('block', stage, r'(\d+)') + r'\.')
@@ -196,7 +196,7 @@ class EcoFormerFamily(Family):
             depths.append(max(numbers, default=-1) + 1)
         stem = tensors.get(names.of('patch_embed', 0) + '.proj.weight')
         archs = body.backbone.ARCHS
-        if stem is None:  # the message is about the missing tensor later
+        if stem is None:  # the missing tensor is reported later
             widths = [s['embed_dims'][0] for s in archs.values()
                       if s['depths'] == depths]
         else:
@@ -228,13 +228,13 @@ def _source(names: _Names, tensors: Tensors, target: str) -> Source:
         return Source((), lambda: torch.tensor(True))
     if key.startswith('stem.'):
         return Source((key.replace('stem', names.of('patch_embed', 0)),))
-    if key.startswith('norm3.'):  # of Twins
+    if key.startswith('norm3.'):  # Twins only
         return Source((key.replace('norm3', 'norm'),))
     number, part, rest = re.fullmatch(r'stages\.(\d)\.(\w+)\.(.+)', key).groups()
     stage = int(number)
     if part == 'blocks':
         return _block_source(names, tensors, stage, rest)
-    if part == 'pos_conv':  # of Twins
+    if part == 'pos_conv':  # Twins only
         return Source((f'pos_block.{stage}.proj.0.{rest[len("conv."):]}',))
     part = dict(downsample='patch_embed', norm='norm')[part]
     return Source((f'{names.of(part, stage)}.{rest}',))

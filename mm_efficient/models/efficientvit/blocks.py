@@ -24,8 +24,8 @@ def conv_norm_act(in_dims: int, out_dims: int, kernel_size: int, stride: int = 1
         in_dims (int): Channels of the input.
         out_dims (int): Channels of the output.
         kernel_size (int): Kernel size k.
-        stride (int): Stride, 1 for k = 1. Defaults to 1.
-        groups (int): Groups of channels, 1 for k = 1. Defaults to 1.
+        stride (int): Stride; must be 1 if k = 1. Defaults to 1.
+        groups (int): Groups of channels; must be 1 if k = 1. Defaults to 1.
         bias (bool, optional): Whether the convolution has a bias. Defaults to None:
             only without a norm.
         norm (bool): Whether there is a batch norm. Defaults to True.
@@ -136,8 +136,8 @@ def init_from_scratch(model: nn.Module) -> None:
     """Initialise a model in place, as published for both families.
 
     Convolutions get truncated normal weights with standard deviation 0.02 and zero
-    biases. Convolutional residual branches start as zero through the scale of their
-    last norm; attention and MLP do not.
+    biases. Convolutional residual branches are zero-initialised through the scale
+    of their last norm; attention and MLP are not.
 
     Args:
         model (nn.Module): Backbone.

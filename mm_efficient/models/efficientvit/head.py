@@ -17,7 +17,7 @@ from .blocks import conv_norm_act
 class EfficientViTClsHead(ClsHead):
     """1x1 convolution, global average pooling and two linear layers.
 
-    It takes feature maps, so there is no neck.
+    It takes feature maps, so the classifier needs no neck.
 
     Args:
         in_channels (int): Channels of the last stage.

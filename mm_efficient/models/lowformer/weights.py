@@ -1,4 +1,4 @@
-"""LowFormer: facts, names published and of timm, and where the weights are.
+"""LowFormer: facts, published and timm names, and download locations.
 
 Names and shapes: https://github.com/altair199797/LowFormer (Apache-2.0), commit
 661dd34, and timm 1.0.31 (Apache-2.0).

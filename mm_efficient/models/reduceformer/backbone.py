@@ -2,10 +2,10 @@
 
 Paper: https://arxiv.org/abs/2406.07488 (CVPR 2024 workshop). Original:
 https://github.com/NVIDIA/DL4AGX, folder Models/ReduceFormer, a plug-in for
-https://github.com/mit-han-lab/efficientvit (Apache-2.0). The folder carries
-the text of Apache-2.0, its README restricts the use to research and other
+https://github.com/mit-han-lab/efficientvit (Apache-2.0). The folder contains
+the Apache-2.0 licence text, but its README restricts use to research and other
 non-commercial purposes. This file is written from the architecture's
-description and contains nothing of either. No weights were published.
+description and contains no code from either. No weights were published.
 
 Differences from the original:
 
@@ -184,7 +184,7 @@ class ReductionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
-        local = self.local(qkv)  # of 5 x 5 positions, (B, 3C, H, W)
+        local = self.local(qkv)  # 5 x 5 neighbourhoods, (B, 3C, H, W)
         with autocast_disabled(x):
             scales = [at_least_float32(t).chunk(3, 1) for t in (qkv, local)]
             query, key, value = (torch.cat(pair, 1) for pair in zip(*scales))

@@ -78,7 +78,7 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
     Returns:
         Tensor: (B, heads, N, d).
     """
-    if torch.jit.is_tracing():  # TorchScript has no such functions
+    if torch.jit.is_tracing():  # TorchScript has no autograd functions
         kernel = gaussian_kernel(query, landmarks)
         return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
     shape = query.shape

@@ -43,7 +43,7 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     identity = torch.eye(m, dtype=kernel.dtype, device=kernel.device)
     regularized = kernel + REGULARIZER * identity
     alpha = 1.8 / row_sum.square()
-    if torch.jit.is_tracing():  # TorchScript has no such functions
+    if torch.jit.is_tracing():  # TorchScript has no autograd functions
         return _iterate(regularized, alpha, steps)
     return _ImplicitInverse.apply(regularized, alpha, steps)
 
@@ -142,7 +142,7 @@ class _NewtonIteration(Function):
 
     The result is a polynomial p(A). For symmetric A the derivative of a matrix
     polynomial is self-adjoint, so the gradient for an incoming G is the directional
-    derivative of p at A in direction G: a tangent recursion beside the iteration
+    derivative of p at A in direction G: a tangent recursion alongside the iteration
     replaces reverse mode. As A is symmetric, only the symmetric part of G counts.
 
     The derivative by alpha follows from scaling, ``X(s A, alpha / s^2) =
@@ -163,7 +163,7 @@ class _NewtonIteration(Function):
         m = kernel.shape[-1]
         direction = (grad + grad.transpose(-1, -2)) / 2
         x = alpha * kernel
-        tangent = alpha * direction  # of x, as A moves along the gradient
+        tangent = alpha * direction  # derivative of x as A moves along the gradient
         for _ in range(ctx.steps):
             # One right factor serves both: (B, heads, 2 m, m)
             moved = torch.cat([x, tangent], -2) @ (kernel @ x)

@@ -1,4 +1,4 @@
-"""SOFT: facts, published names and where the weights are.
+"""SOFT: facts, published names and download locations.
 
 Names and shapes: https://github.com/fudan-zvg/SOFT (MIT License), commit
 d3febc3. SOFT and SOFT-Norm files have the same names and shapes.

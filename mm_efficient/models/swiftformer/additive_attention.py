@@ -13,7 +13,7 @@ def global_query(query: Tensor, weight: Tensor) -> Tensor:
 
     The scores have unit norm over all tokens, so any positive factor of ``weight``
     cancels and the result grows with the square root of N. In half precision the lower
-    bound of the norm, 1e-12, would be 0.
+    bound on the norm, 1e-12, would underflow to 0.
 
     Args:
         query (Tensor): Queries, (B, H, W, C), in any memory layout.

@@ -38,7 +38,7 @@ from ..layers import (
 from .additive_attention import global_query
 
 MLP_RATIO = 4
-SCALE_INIT = 1e-5  # of the attention's and the MLP's layer scale
+SCALE_INIT = 1e-5  # layer scale of attention and MLP
 
 
 @MODELS.register_module()
@@ -193,7 +193,7 @@ class EncoderBlock(nn.Module):
     Args:
         embed_dims (int): Channels C.
         pretrain_grid (int, optional): See :class:`AdditiveAttention`.
-        drop_path_rate (float): Rate of stochastic depth of attention and MLP.
+        drop_path_rate (float): Stochastic-depth rate of the attention and MLP branches.
     """
 
     def __init__(self, embed_dims: int, pretrain_grid: int | None,

@@ -1,4 +1,4 @@
-"""SwiftFormer: facts, names published and of timm, and where the weights are.
+"""SwiftFormer: facts, published and timm names, and download locations.
 
 Names and shapes: https://github.com/Amshaker/SwiftFormer (Apache-2.0), commit
 4aa6cd6; timm 1.0.31 (Apache-2.0).
@@ -24,7 +24,7 @@ from ...weights.family import (
 )
 from .backbone import SwiftFormer
 
-# One tensor name is enough to tell: any of these is in the last block of a stage.
+# Any of these tensor names identifies the last block of a stage.
 _ENCODER = r'\d\.(blocks\.)?\d+\.(local_representation|attn\.w_g)\b.*'
 _PUBLISHED = re.compile(rf'network\.{_ENCODER}')
 _TIMM = re.compile(rf'stages\.{_ENCODER}')
@@ -85,7 +85,7 @@ class SwiftFormerFamily(Family):
     variants = {f'swiftformer_{arch}': dict(type='SwiftFormer', arch=arch)
                 for arch in SwiftFormer.ARCHS}
     dense = dict(output_norm=True)
-    # The authors' own files are behind a browser; timm's have the same tensors
+    # The authors' own files need a browser to download; timm's have the same tensors
     downloads = {f'swiftformer_{arch}': f'timm/swiftformer_{arch}.dist_in1k'
                  for arch in SwiftFormer.ARCHS}
     entries = ('model', 'state_dict', 'model_ema', 'state_dict_ema')
@@ -133,7 +133,7 @@ class SwiftFormerFamily(Family):
         return None
 
     def _depths(self, tensors: Tensors, layout: str) -> tuple[int, ...]:
-        """Blocks of every stage, as far as there are tensors of them."""
+        """Count the blocks of every stage that have tensors."""
         pattern = re.compile(r'network\.([0246])\.(\d+)\.' if layout ==
                              'published' else r'stages\.(\d)\.blocks\.(\d+)\.')
         blocks = [match.groups() for match in map(pattern.match, tensors) if match]
