@@ -153,7 +153,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 sys.path.insert(0, sys.argv[1])
 from test_hash_fitting import Model, make_runner
-from mm_efficient.models.ecoformer import EcoFormer
+from mm_efficient.models.ecoformer.backbone import EcoFormer
 from mm_efficient.runs.distributed import join_processes
 
 cfg = Config()

@@ -392,7 +392,7 @@ def test_converter_explains_what_it_cannot_use():
     with pytest.raises(CheckpointError, match=f'1 missing: {key}'):
         convert_checkpoint({k: v for k, v in weights.items() if k != key})
     fewer = {k: v for k, v in weights.items() if not k.startswith('block3.1.')}
-    with pytest.raises(CheckpointError, match=r'\[2, 2, 1, 2\] blocks .*b4 \[3, 8'):
+    with pytest.raises(CheckpointError, match=r'\(2, 2, 1, 2\), 32\);.*b4 \(\(3, 8'):
         convert_checkpoint(fewer)
     with pytest.raises(CheckpointError, match='1 unknown: block1.0.attn.extra'):
         convert_checkpoint({**weights, 'block1.0.attn.extra': torch.zeros(1)})

@@ -35,7 +35,7 @@ def test_every_value_arrives_once(published):
 def test_the_layout_of_transformers_is_refused(published):
     tensors = {f'swiftformer.encoder.{key.replace(".0.2.", ".0.blocks.2.")}': value
                for key, value in published(VARIANT).items() if BLOCK in key}
-    with pytest.raises(CheckpointError, match='another operator.*dist_in1k'):
+    with pytest.raises(CheckpointError, match='different operator.*dist_in1k'):
         convert_checkpoint(tensors)
 
 
