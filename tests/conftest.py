@@ -16,6 +16,15 @@ import mm_efficient  # noqa: F401
 REFERENCE = Path(__file__).parent / 'reference'
 
 
+@pytest.fixture(autouse=True, scope='session')
+def unformatted_configs():
+    """Runners write their config four times; formatting takes longer than the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode',
+                      lambda text, **options: (text, True))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_default_scope():
     """A runner leaves its scope behind, in which later tests would build."""
