@@ -82,19 +82,6 @@ def set_class_names(cfg: Config, splits: Sequence[str], names: Sequence[str]) ->
                 'classes': list(names), **(dataset.get('metainfo') or {})}
 
 
-def use_class_folders(cfg: Config, splits: Sequence[str]) -> None:
-    """Check class folders in ImageNet's layout, and name classes after them.
-
-    Args:
-        cfg (Config): Changed in place, see :func:`set_class_names`.
-        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
-
-    Raises:
-        InputError: See :func:`check_class_folders`.
-    """
-    set_class_names(cfg, splits, check_class_folders(cfg, splits))
-
-
 def _check_number(folder: Path, found: int, model: dict) -> None:
     expected = (model.get('head') or {}).get('num_classes', found)
     if found != expected:

@@ -12,6 +12,8 @@ from mmengine.config import Config
 
 from ..errors import InputError
 from ..files import is_local, join_root
+from .classes import check_class_folders
+from .mini import generate_mini_data
 from .traversal import split_datasets, split_metrics
 
 DATA_HELP = dict(
@@ -22,6 +24,29 @@ DATA_HELP = dict(
     mmseg='ADE20K (ADEChallengeData2016.zip) from '
     'http://sceneparsing.csail.mit.edu')
 LARGEST_PARSED = 64 << 20  # bytes; only the start of a larger annotation file is read
+
+
+def check_splits(cfg: Config, splits: Sequence[str], mini: bool = False) -> list[str]:
+    """Check the data of several splits, see :func:`check_data`.
+
+    Args:
+        cfg (Config): Config of the run, not changed.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
+        mini (bool): Whether to generate the miniature data set first, unless it is
+            there already. Defaults to False.
+
+    Returns:
+        list[str]: Class names for :func:`~.classes.set_class_names`.
+
+    Raises:
+        InputError: If data are missing, of the wrong kind, or have other classes than
+            the model, or the miniature data set cannot be written.
+    """
+    if mini:
+        generate_mini_data(cfg.default_scope)
+    for split in splits:
+        check_data(cfg, split)
+    return check_class_folders(cfg, splits)
 
 
 def check_data(cfg: Config, split: str) -> None:

@@ -10,11 +10,10 @@ from ..engine.metrics import DumpSegResults
 from ..errors import InputError
 from ..files import check_output
 from ..weights.checking import check_checkpoint
-from .classes import check_class_folders, set_class_names
+from .classes import set_class_names
 from .configs import drop_teacher, load_config
-from .data_checks import check_data
+from .data_checks import check_data, check_splits
 from .distributed import first_process_reports, join_processes, once_per_machine
-from .mini import generate_mini_data
 from .model_checks import check_model, check_weights
 from .runner import build_runner
 from .settings import add_hook, set_work_dir
@@ -122,13 +121,10 @@ def _check_testing(cfg: Config, out: str | Path | None, mini: bool) -> list[str]
     weights = check_checkpoint(cfg.load_from)
     if out is not None:
         check_output(out, ('.pkl', '.pickle'))
-    if mini:
-        generate_mini_data(cfg.default_scope)
-    check_data(cfg, 'test')
+    class_names = check_splits(cfg, ('test', ), mini)
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
            if hook['type'] == 'PreciseBNEvalHook'):
         check_data(cfg, 'train')
-    class_names = check_class_folders(cfg, ('test', ))
     if weights is not None:
         check_weights(cfg, weights, cfg.load_from)
     return class_names

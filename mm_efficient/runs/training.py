@@ -7,11 +7,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..weights.checking import check_checkpoint
-from .classes import check_class_folders, set_class_names
+from .classes import set_class_names
 from .configs import load_config
-from .data_checks import check_data
+from .data_checks import check_splits
 from .distributed import first_process_reports, join_processes, once_per_machine
-from .mini import generate_mini_data
 from .model_checks import check_model, check_teacher, check_weights
 from .runner import build_runner, check_num_batches
 from .settings import (
@@ -132,12 +131,7 @@ def _check_training(cfg: Config, mini: bool) -> tuple[int | None, list[str]]:
     """Check weights and data; return the seed to resume with and names of classes."""
     check_model(cfg)
     check_teacher(cfg)
-    seed = check_start(cfg)
-    if mini:
-        generate_mini_data(cfg.default_scope)
-    for split in SPLITS:
-        check_data(cfg, split)
-    return seed, check_class_folders(cfg, SPLITS)
+    return check_start(cfg), check_splits(cfg, SPLITS, mini)
 
 
 def check_start(cfg: Config) -> int | None:

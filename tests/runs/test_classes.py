@@ -8,7 +8,6 @@ from mm_efficient.runs.classes import (
     check_class_folders,
     set_class_names,
     set_num_classes,
-    use_class_folders,
 )
 
 
@@ -50,7 +49,8 @@ def test_classes_are_called_like_their_folders(tmp_path):
         folders(tmp_path, part, ['owl', 'cat', 'dog'])
     cfg = config(tmp_path, 3)
     assert check_class_folders(cfg, ('train', 'val')) == ['cat', 'dog', 'owl']
-    use_class_folders(cfg, ('train', 'val'))
+    splits = ('train', 'val')
+    set_class_names(cfg, splits, check_class_folders(cfg, splits))
     for part in ('train', 'val'):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             dataset = DATASETS.build(cfg[f'{part}_dataloader'].dataset)
@@ -64,7 +64,8 @@ def test_names_of_the_config_stay(tmp_path):
     folders(tmp_path, 'val', ['a', 'b'])
     cfg = config(tmp_path, 2)
     cfg.val_dataloader.dataset.metainfo = dict(classes=['Apple', 'Banana'])
-    use_class_folders(cfg, ('val', ))
+    splits = ('val', )
+    set_class_names(cfg, splits, check_class_folders(cfg, splits))
     assert cfg.val_dataloader.dataset.metainfo.classes == ['Apple', 'Banana']
 
 
