@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import image_shape
+from mm_efficient.analysis import image_shape
 from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
 from mm_efficient.deploy.preparation import prepare_export
 from mm_efficient.errors import error_line
