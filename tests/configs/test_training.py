@@ -77,6 +77,7 @@ def point_at(config, root, task):
             hook.num_images = 2
     if 'teacher' in config.model:
         config.model.teacher = None
+    config.model.backbone.pop('init_cfg', None)  # published weights
     if task == 'seg':
         config.model.data_preprocessor.size = (64, 64)
         config.train_cfg.update(max_iters=2, val_interval=2)
