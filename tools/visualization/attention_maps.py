@@ -43,9 +43,7 @@ EXAMPLES = r"""examples:
         --stages 2 --token 410 220
   published weights:
     python tools/visualization/attention_maps.py image.jpg \
-        configs/cls/swiftformer_xs_300e.py --cfg-options \
-        model.backbone.init_cfg.type=Pretrained \
-        model.backbone.init_cfg.checkpoint=published://swiftformer_xs
+        configs/cls/swiftformer_xs_300e.py --checkpoint published://swiftformer_xs
 """
 
 
