@@ -19,8 +19,9 @@ EXAMPLES = r"""examples:
   ten classes of your own, one folder each in train/ and in val/:
     python tools/train.py configs/cls/soft_tiny_300e.py \
         --data-root /datasets/mine --num-classes 10
-  a backbone that starts from other weights:
-    python tools/train.py CONFIG --pretrained soft_tiny.pth
+  a backbone that starts from one's own classifier, or from scratch:
+    python tools/train.py CONFIG --pretrained work_dirs/soft_small_300e/epoch_300.pth
+    python tools/train.py CONFIG --pretrained none
   continue after an interruption:
     python tools/train.py CONFIG --resume
 """
@@ -41,9 +42,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--num-classes', type=int, metavar='N', help='number of classes of every head')
     parser.add_argument(
-        '--pretrained', metavar='FILE|none',
-        help='checkpoint the backbone starts from, or "none" to start from scratch '
-        '(default: as the config says)')
+        '--pretrained', metavar='FILE|URL|NAME|none',
+        help="weights the backbone starts from: a file or URL (one's own or the "
+        "authors'), a name such as swiftformer_xs or timm/MODEL.TAG, or none, from "
+        "scratch (default: the config's; for detection and segmentation the published "
+        'ones of the variant)')
     parser.add_argument(
         '--resume', nargs='?', const=True, metavar='CHECKPOINT',
         help='continue from this checkpoint, or from the latest one in the work dir '

@@ -48,8 +48,9 @@ def train(config: str | Path | Config,
             layout the config expects. Defaults to None, that of the config.
         num_classes (int, optional): Number of classes of every head. Defaults to
             None, that of the config.
-        pretrained (str | Path, optional): Checkpoint the backbone starts from, or
-            'none' to start from scratch. Defaults to None, as the config says.
+        pretrained (str | Path, optional): Weights the backbone starts from: a file, a
+            URL, a name, or 'none' to start from scratch; see
+            :func:`~.settings.set_pretrained`. Defaults to None, as the config says.
         resume (bool | str | Path, optional): Checkpoint to continue from, or True for
             the latest one in the work dir. Defaults to None, a new run.
         amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.

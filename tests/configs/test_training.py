@@ -89,6 +89,7 @@ def shrink(config, root, task):
             hook.update(num_images=2, max_tokens=32)
     if 'teacher' in config.model:
         config.model.teacher = None
+    config.model.backbone.pop('init_cfg', None)  # published weights
     if task == 'seg':
         config.model.data_preprocessor.size = (64, 64)
         config.train_cfg.update(max_iters=2, val_interval=2)

@@ -25,7 +25,7 @@ def load(name, **changes):
     'name', sorted(str(p.relative_to(CONFIGS))
                    for p in CONFIGS.glob('[cds]*/*.py')))
 def test_every_config_passes(name):
-    check_model(load(name))
+    check_model(load(name), pretrained=False)
 
 
 @pytest.mark.parametrize('name, changes, message', [
@@ -70,6 +70,19 @@ def test_pretrained_weights_are_read_first(tmp_path, prefix, write, message):
         check_model(cfg)
     assert str(path) in str(stop.value)
     check_model(cfg, pretrained=False)
+
+
+def test_weights_to_download_by_hand(checkpoints):
+    with pytest.raises(InputError) as error:
+        check_model(load(DET))
+    for part in ('get SOFT_Tiny from https://github.com/fudan-zvg/SOFT',
+                 f'save it as {checkpoints}/soft_tiny.pth', '--pretrained none'):
+        assert part in str(error.value)
+    assert str(error.value).count('\n') == 0
+
+
+def test_weights_that_were_never_published():
+    check_model(load('det/reduceformer_b1_maskrcnn_1x.py'))
 
 
 def test_weights_that_fit(tmp_path):
