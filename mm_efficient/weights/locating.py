@@ -82,5 +82,5 @@ def _address(family: Family, variant: str) -> str:
             f'{family.files[variant][0]} from {family.code} and save it as {place}')
     raise NeverPublishedError(
         f'the authors of {family.name} published no weights of {variant}, and there is '
-        f'no {place}. Train the classifier first, and start from it with --pretrained '
-        f'work_dirs/{variant}_300e/epoch_300.pth')
+        f'no {place}. Train the classifier first, and start from its last checkpoint, '
+        f'such as --pretrained work_dirs/{variant}_300e/epoch_300.pth')

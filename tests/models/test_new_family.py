@@ -36,5 +36,5 @@ def test_one_folder_is_enough(tmp_path):
     assert result.returncode == 0, result.stdout[-9000:] + result.stderr[-2000:]
     passed = re.findall(r'^(tests/\S+?)::\S+ PASSED', result.stdout, re.MULTILINE)
     assert passed.count('tests/tools/check_toynet.py') == 8
-    assert passed.count('tests/models/test_contract.py') > 30
+    assert passed.count('tests/models/test_contract.py') > 25
     assert len(set(passed)) > 4

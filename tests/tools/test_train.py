@@ -177,20 +177,56 @@ def test_corrupt_pictures_are_skipped(tiny, train, config):
     assert [p.suffix for p in pictures] == ['.jpg']
 
 
+RECORDER = '''
+import json
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Recorder(Hook):
+    """Resolution of every batch, and weights in the end."""
+    sizes = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.sizes.append(list(data_batch['inputs'].shape[2:]))
+
+    def after_train(self, runner):
+        hooks = {type(hook).__name__: hook for hook in runner.hooks}
+        tensors = [*runner.model.module.parameters(),
+                   *hooks['EMAHook'].ema_model.parameters(),
+                   *hooks['PreciseBNEvalHook'].statistics.values()]
+        with open(f'{get_rank()}.json', 'w') as file:
+            json.dump(dict(sizes=self.sizes,
+                           mesa=runner.model.module.mesa is not None,
+                           norms=[t.double().norm().item() for t in tensors]), file)
+'''
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='would need two GPUs')
 def test_two_processes(tmp_path, config):
-    """The script, the drawing of data by one process, training by two."""
-    env = dict(os.environ, PYTHON=sys.executable, PORT='29577',
-               OMP_NUM_THREADS='1')
+    """By the script: one process generates data, two train as one."""
+    (tmp_path / 'recorder.py').write_text(RECORDER)
+    (tmp_path / 'recorded.py').write_text(
+        f"_base_ = {config('cls/lowformer_e2_300e.py')!r}\n"
+        "custom_imports = dict(imports=['mm_efficient', 'recorder'])\n"
+        "custom_hooks = [*_base_.custom_hooks, dict(type='Recorder')]\n")
+    env = dict(os.environ, PYTHON=sys.executable, PORT='29577', OMP_NUM_THREADS='1',
+               PYTHONPATH=str(tmp_path))
     done = subprocess.run(
-        ['bash', ROOT / 'tools/dist_train.sh', config(CLS), '2', '--mini',
-         '--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=1',
-         'train_dataloader.batch_size=50', 'val_dataloader.batch_size=25',
-         'train_dataloader.dataset.indices=100',
+        ['bash', ROOT / 'tools/dist_train.sh', 'recorded.py', '2', '--mini',
+         '--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=2',
+         'optim_wrapper.accumulative_counts=1', 'train_dataloader.batch_size=2',
+         'train_dataloader.dataset.indices=16', 'val_dataloader.dataset.indices=2',
          'default_hooks.logger.interval=1'],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     output = done.stdout + done.stderr
     assert output.count('Generating 200 images') == 1
-    assert 'Epoch(train) [1][1/1]' in output  # 100 pictures, 2 x 50 at a time
+    assert 'Epoch(train) [2][4/4]' in output  # 16 images, 2 x 2 at a time
     assert 'GPU number: 2' in output
     assert list((tmp_path / 'work').glob('*.pth'))
+    first, second = (json.loads((tmp_path / f'{rank}.json').read_text())
+                     for rank in (0, 1))
+    assert len(first['sizes']) == 8 and len({*map(tuple, first['sizes'])}) > 1
+    assert first == second and first['mesa']

@@ -18,9 +18,8 @@ examples:
   attention_maps.py image.jpg configs/det/soft_tiny_maskrcnn_1x.py \
       --checkpoint epoch_12.pth --stages 2 --token 410 220
   published weights:
-  attention_maps.py image.jpg configs/cls/swiftformer_xs_300e.py --cfg-options \
-      model.backbone.init_cfg.type=Pretrained \
-      model.backbone.init_cfg.checkpoint=published://swiftformer_xs
+  attention_maps.py image.jpg configs/cls/swiftformer_xs_300e.py \
+      --checkpoint published://swiftformer_xs
 """
 import argparse
 
