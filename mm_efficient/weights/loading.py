@@ -74,7 +74,7 @@ def is_published(checkpoint: str) -> bool:
         text = f'TRAINING STARTS FROM SCRATCH: {error}.'
         lines = textwrap.wrap(text.replace('--pretrained ', '--pretrained\xa0'), 76,
                               break_on_hyphens=False, break_long_words=False)
-        frame = ['', '#' * 80, *(f'# {line:76} #' for line in lines), '#' * 80]
+        frame = ['', '#' * 80, *(f'# {line}' for line in lines), '#' * 80]
         print_log('\n'.join(frame).replace('\xa0', ' '), logger='current',
                   level=logging.WARNING)
         return False
