@@ -1,7 +1,7 @@
 """Finding, reading and overriding configs."""
 import copy
 import os.path as osp
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import InputError
-from ..files import config_files
-from .classes import set_num_classes
+from ..files import config_files, join_root
+from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
-from .traversal import SPLITS, split_datasets, split_metrics
+from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
 # Task packages and the extra of this package that installs them
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
@@ -23,11 +23,12 @@ def load_config(config: str | Path | Config,
                 mini: bool = False,
                 *,
                 data_root: str | Path | None = None,
-                num_classes: int | None = None) -> Config:
+                num_classes: int | None = None,
+                classes: Sequence[str] | None = None) -> Config:
     """Read a config and override its settings.
 
     Later arguments in this list take precedence: ``mini``, ``data_root``,
-    ``num_classes``, ``cfg_options``.
+    ``num_classes`` and ``classes``, ``cfg_options``.
 
     Args:
         config (str | Path | Config): Config file; the name of one of this package's
@@ -41,7 +42,9 @@ def load_config(config: str | Path | Config,
             from, with the layout the config expects. Defaults to None, that of the
             config.
         num_classes (int, optional): Number of classes of every head. Defaults to
-            None, that of the config.
+            None, that of ``classes``, else of the config.
+        classes (Sequence[str], optional): Names of the classes, for heads and data
+            sets. Defaults to None, those of the config.
 
     Returns:
         Config: The config to run.
@@ -60,13 +63,28 @@ def load_config(config: str | Path | Config,
         apply_mini(cfg)
     if data_root is not None:
         move_data(cfg, str(data_root))
-    if num_classes is not None:
-        set_num_classes(cfg, num_classes)
+    _set_classes(cfg, num_classes, classes)
     if mini and not any(key.startswith('model.teacher') for key in options):
         drop_teacher(cfg)
     cfg.merge_from_dict(options)
     _allow_no_workers(cfg)
     return cfg
+
+
+def _set_classes(cfg: Config, num_classes: int | None,
+                 classes: Sequence[str] | None) -> None:
+    if classes is not None and num_classes not in (None, len(classes)):
+        raise InputError(f'--num-classes is {num_classes}, but --classes names '
+                         f'{len(classes)}. Leave --num-classes out.')
+    if num_classes is not None:
+        if head_classes(cfg.model) is None:
+            raise InputError('--num-classes has no effect: no head of the model has a '
+                             'num_classes that can be changed.')
+        set_num_classes(cfg, num_classes)
+        if cfg.default_scope == 'mmseg' and classes is None:
+            classes = [f'class {label}' for label in range(num_classes)]
+    if classes is not None:
+        set_classes(cfg, classes)
 
 
 def _refuse_former_options(options: Mapping[str, Any]) -> None:
@@ -131,13 +149,15 @@ def move_data(cfg: Config, root: str) -> None:
     cfg.data_root = root
     for split in SPLITS:
         for dataset in split_datasets(cfg, split):
-            old = dataset.get('data_root') or ''
+            old = (dataset.get('data_root') or '').rstrip('/') + '/'
             dataset['data_root'] = root
             for metric in split_metrics(cfg, split):
-                ann_file = metric.get('ann_file')
-                if ann_file and old and ann_file.startswith(old):
-                    metric['ann_file'] = osp.join(
-                        root, ann_file[len(old):].lstrip('/'))
+                files = metric.get('ann_file')
+                if files and old != '/':
+                    moved = [join_root(root, path[len(old):].lstrip('/'))
+                             if path.startswith(old) else path
+                             for path in as_list(files)]
+                    metric['ann_file'] = moved if isinstance(files, list) else moved[0]
 
 
 def drop_teacher(cfg: Config) -> None:

@@ -168,7 +168,7 @@ def _shrink_images(cfg: Config, size: int) -> None:
     if before is None or before <= size:
         return
     nodes = [node for pipeline in pipelines for node in nested_dicts(pipeline)]
-    nodes += list(nested_dicts(cfg.model.get('data_preprocessor')))
+    nodes += nested_dicts([cfg.model.get('data_preprocessor'), cfg.get('tta_pipeline')])
     nodes += [cfg.model.get('test_cfg') or {},
               cfg.train_dataloader.get('batch_sampler') or {},
               *(cfg.get('custom_hooks') or [])]

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..files import is_local
 from ..weights.checking import check_checkpoint
 from .model_checks import is_ours
-from .traversal import split_datasets
+from .traversal import inner_model, split_datasets, type_name
 
 
 def set_work_dir(cfg: Config, work_dir: str | Path | None = None) -> None:
@@ -44,11 +44,12 @@ def set_pretrained(cfg: Config, pretrained: str | Path) -> None:
         InputError: If the model has no backbone, or the checkpoint is for a backbone
             of another package and cannot be read.
     """
-    backbone = cfg.model.get('backbone')
+    model = inner_model(cfg.model)
+    backbone = model.get('backbone')
     if not isinstance(backbone, dict):
         raise InputError('--pretrained needs model.backbone, which the config does '
                          'not set. Use --cfg-options for the weights of other parts.')
-    for node in (cfg.model, backbone):  # legacy way to name weights
+    for node in (model, backbone):  # legacy way to name weights
         if node.get('pretrained'):
             node['pretrained'] = None
     backbone['init_cfg'] = None
@@ -77,7 +78,7 @@ def use_amp(cfg: Config) -> None:
     if get_device() in ('cpu', 'mps'):
         raise InputError('--amp needs a GPU, found none: leave it out. (MMEngine has '
                          'no mixed precision on the CPU.)')
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name(cfg.optim_wrapper) or 'OptimWrapper'
     mixed = {'OptimWrapper': 'AmpOptimWrapper', 'AGCOptimWrapper': 'AmpAGCOptimWrapper'}
     if kind not in {*mixed, *mixed.values()}:
         raise InputError(f'--amp works with optim_wrapper.type {" or ".join(mixed)}, '
@@ -124,7 +125,7 @@ def make_resumable(cfg: Config) -> None:
         cfg (Config): Changed in place.
     """
     loader = cfg.train_dataloader
-    if loader.sampler.type == 'SeededSampler':
+    if type_name(loader.sampler) == 'SeededSampler':
         return
     loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
     for dataset in split_datasets(cfg, 'train'):

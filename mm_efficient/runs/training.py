@@ -1,5 +1,5 @@
 """Training."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +7,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..weights.checking import check_checkpoint
-from .classes import check_class_folders, set_class_names
 from .configs import load_config
 from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .mini import generate_mini_data
 from .model_checks import check_model, check_teacher, check_weights
+from .own_data import FoundClasses, find_classes, use_classes
 from .runner import build_runner, check_num_batches
 from .settings import (
     make_resumable,
@@ -31,6 +31,7 @@ def train(config: str | Path | Config,
           work_dir: str | Path | None = None,
           data_root: str | Path | None = None,
           num_classes: int | None = None,
+          classes: Sequence[str] | None = None,
           pretrained: str | Path | None = None,
           resume: bool | str | Path | None = None,
           amp: bool = False,
@@ -48,7 +49,10 @@ def train(config: str | Path | Config,
         data_root (str | Path, optional): Folder to read all data sets from, with the
             layout the config expects. Defaults to None, that of the config.
         num_classes (int, optional): Number of classes of every head. Defaults to
-            None, that of the config.
+            None: of ``classes``, of the annotation file, else of the config.
+        classes (Sequence[str], optional): Names of the classes of the data, see
+            docs/own_data.md. Defaults to None: the categories of the annotation file,
+            the names of the class folders, else those of the config.
         pretrained (str | Path, optional): Checkpoint the backbone starts from, or
             'none' to start from scratch. Defaults to None, as the config says.
         resume (bool | str | Path, optional): Checkpoint to continue from, or True for
@@ -73,8 +77,9 @@ def train(config: str | Path | Config,
     """
     cfg = prepare_training(
         config, work_dir=work_dir, data_root=data_root, num_classes=num_classes,
-        pretrained=pretrained, resume=resume, amp=amp, auto_scale_lr=auto_scale_lr,
-        cfg_options=cfg_options, launcher=launcher, mini=mini)
+        classes=classes, pretrained=pretrained, resume=resume, amp=amp,
+        auto_scale_lr=auto_scale_lr, cfg_options=cfg_options, launcher=launcher,
+        mini=mini)
     runner = build_runner(cfg)
     with first_process_reports(launcher):
         check_num_batches(runner)
@@ -87,6 +92,7 @@ def prepare_training(config: str | Path | Config,
                      work_dir: str | Path | None = None,
                      data_root: str | Path | None = None,
                      num_classes: int | None = None,
+                     classes: Sequence[str] | None = None,
                      pretrained: str | Path | None = None,
                      resume: bool | str | Path | None = None,
                      amp: bool = False,
@@ -108,7 +114,7 @@ def prepare_training(config: str | Path | Config,
     """
     with first_process_reports(launcher):
         cfg = load_config(config, cfg_options, mini, data_root=data_root,
-                          num_classes=num_classes)
+                          num_classes=num_classes, classes=classes)
         set_work_dir(cfg, work_dir)
         if pretrained is not None:
             set_pretrained(cfg, pretrained)
@@ -120,24 +126,26 @@ def prepare_training(config: str | Path | Config,
             set_resume(cfg, resume)
         make_resumable(cfg)
     join_processes(cfg, launcher)
-    seed, class_names = once_per_machine(lambda: _check_training(cfg, mini))
+    seed, found = once_per_machine(
+        lambda: _check_training(cfg, mini, classes, num_classes))
     if seed is not None:
         # MMEngine restores it too, but after building the data loader
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
-    set_class_names(cfg, SPLITS, class_names)
+    use_classes(cfg, SPLITS, found)
     return cfg
 
 
-def _check_training(cfg: Config, mini: bool) -> tuple[int | None, list[str]]:
-    """Check weights and data; return the seed to resume with and names of classes."""
-    check_model(cfg)
-    check_teacher(cfg)
-    seed = check_start(cfg)
+def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
+                    num_classes: int | None) -> tuple[int | None, FoundClasses]:
+    """Check data and weights; return the seed to resume with and the classes."""
     if mini:
         generate_mini_data(cfg.default_scope)
     for split in SPLITS:
         check_data(cfg, split)
-    return seed, check_class_folders(cfg, SPLITS)
+    found = find_classes(cfg, SPLITS, classes, num_classes)
+    check_model(cfg)
+    check_teacher(cfg)
+    return check_start(cfg), found
 
 
 def check_start(cfg: Config) -> int | None:

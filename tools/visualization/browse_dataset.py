@@ -21,11 +21,11 @@ from rich.progress import track
 import mm_efficient  # noqa: F401
 from mm_efficient.errors import InputError, error_line
 from mm_efficient.files import check_output
-from mm_efficient.runs.classes import use_class_folders
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.data_checks import check_data
 from mm_efficient.runs.inference import SHORT_SIDE
 from mm_efficient.runs.mini import generate_mini_data
+from mm_efficient.runs.own_data import find_classes
 from mm_efficient.runs.traversal import split_datasets
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, grid_figure, save_figure
 
@@ -67,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='use the miniature data set, generated on first use')
     parser.add_argument('--data-root', metavar='FOLDER',
                         help='folder to read all data sets from')
+    parser.add_argument('--classes', nargs='+', metavar='NAME',
+                        help='names of the classes, as for tools/train.py')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='override settings of the config')
     args = parser.parse_args(argv)
@@ -75,14 +77,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build_dataset(cfg: Config, split: str) -> Any:
+def build_dataset(cfg: Config, split: str, classes: list[str] | None) -> Any:
     """Build a data set that also loads annotations for testing."""
     loader = cfg.get(f'{split}_dataloader')
     if loader is None:
         raise InputError(f'the config has no {split}_dataloader.')
     check_data(cfg, split)
-    if cfg.default_scope == 'mmpretrain':
-        use_class_folders(cfg, [split])
+    find_classes(cfg, [split], classes)
     for dataset in split_datasets(cfg, split):
         if split != 'train' and cfg.default_scope == 'mmdet':
             dataset['test_mode'] = False  # mmdet drops the boxes in test mode
@@ -162,10 +163,10 @@ def main(argv: list[str] | None = None) -> None:
     with error_line():
         check_output(args.out, FIGURE_SUFFIXES)
         cfg = load_config(args.config, args.cfg_options, args.mini,
-                          data_root=args.data_root)
+                          data_root=args.data_root, classes=args.classes)
         if args.mini:
             generate_mini_data(cfg.default_scope)
-        dataset = build_dataset(cfg, args.split)
+        dataset = build_dataset(cfg, args.split, args.classes)
         visualizer = build_visualizer(cfg.default_scope, dataset.metainfo)
         indices = choose_indices(len(dataset), args.num_samples, args.index)
         set_random_seed(args.seed)

@@ -11,7 +11,7 @@ train_pipeline = [
         type='LoadImageFromFile',
         imdecode_backend='pillow',
         ignore_empty=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
         scale=(2048, 512),
@@ -29,8 +29,27 @@ test_pipeline = [
     # PoolFormer and its successors. UperNet is tested the same way.
     dict(type='ResizeToMultiple', size_divisor=32),
     # after the resizing: the ground truth is compared at the original size
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
+]
+
+# Test-time augmentation at MMSegmentation's ratios, of the scale above.
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    test_pipeline[0],
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=scale, keep_ratio=True)
+                for scale in [(1024, 256), (1536, 384), (2048, 512), (2560, 640),
+                              (3072, 768), (3584, 896)]
+            ],
+            [dict(type='ResizeToMultiple', size_divisor=32)],
+            [dict(type='RandomFlip', prob=prob) for prob in (0., 1.)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ])
 ]
 
 train_dataloader = dict(
