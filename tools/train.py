@@ -59,6 +59,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='continue from this checkpoint, or from the latest one in the work dir '
         'if none is given')
     parser.add_argument(
+        '--allow-changes', action='store_true',
+        help='with --resume: go on with the batch size, optimizer, schedule and data '
+        'of the config where they differ from those of the checkpoint')
+    parser.add_argument(
         '--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
@@ -90,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         runs.train(
             args.config, work_dir=args.work_dir, data_root=args.data_root,
             num_classes=args.num_classes, classes=args.classes,
-            pretrained=args.pretrained, resume=args.resume, amp=args.amp,
+            pretrained=args.pretrained, resume=args.resume,
+            allow_changes=args.allow_changes, amp=args.amp,
             auto_scale_lr=args.auto_scale_lr, cfg_options=args.cfg_options,
             launcher=args.launcher, mini=args.mini)
 

@@ -216,7 +216,8 @@ def _folder_datasets(cfg: Config, splits: Sequence[str]
             folder = Path(join_root(root, prefix))
             listed = Path(root, 'meta', f'{dataset.get("split")}.txt').exists() \
                 or dataset.get('ann_file')
-            labelled = dataset.get('with_label', True) and dataset.get('split') != 'test'
+            labelled = dataset.get('split') != 'test' \
+                and dataset.get('with_label', True)
             if (type_name(dataset) in FOLDER_DATASETS and labelled and not listed
                     and folder.is_dir()):
                 yield folder, dataset

@@ -154,15 +154,18 @@ def read_categories(path: str) -> dict[int, str]:
     Raises:
         InputError: If it has none, or two of one name.
     """
-    decoder = json.JSONDecoder()
     with _mapped(path) as content:
         for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', content):
             end = content.find(b']', match.end())
             while end >= 0:  # names may have brackets
-                with contextlib.suppress(ValueError):
-                    text = content[match.end():end + 1].decode()
-                    return _category_names(path, decoder.decode(text))
-                end = content.find(b']', end + 1, match.end() + LARGEST_PARSED)
+                text = content[match.end():end + 1]
+                with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+                    categories = json.loads(text)
+                    break
+                end = content.find(b']', end + 1)
+            else:
+                continue
+            return _category_names(path, categories)
     raise InputError(f'{path} has no list \'categories\'; {EXPECTED}.')
 
 

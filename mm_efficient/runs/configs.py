@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..files import config_files, join_root
 from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
+from .options import check_options
 from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
 # Task packages and the extra of this package that installs them
@@ -53,7 +54,6 @@ def load_config(config: str | Path | Config,
         InputError: If the config is missing, unreadable or incomplete.
     """
     options = dict(cfg_options or {})
-    _refuse_former_options(options)
     if isinstance(config, Config):
         cfg = copy.deepcopy(config)
     else:
@@ -66,6 +66,7 @@ def load_config(config: str | Path | Config,
     _set_classes(cfg, num_classes, classes)
     if mini and not any(key.startswith('model.teacher') for key in options):
         drop_teacher(cfg)
+    check_options(cfg, options)
     cfg.merge_from_dict(options)
     _allow_no_workers(cfg)
     return cfg
@@ -85,18 +86,6 @@ def _set_classes(cfg: Config, num_classes: int | None,
             classes = [f'class {label}' for label in range(num_classes)]
     if classes is not None:
         set_classes(cfg, classes)
-
-
-def _refuse_former_options(options: Mapping[str, Any]) -> None:
-    """Reject former special overrides, and name the arguments that replace them."""
-    for key, flag, full_key in (
-            ('data_root', '--data-root FOLDER', 'train_dataloader.dataset.data_root'),
-            ('num_classes', '--num-classes N', 'model.head.num_classes')):
-        if key in options:
-            raise InputError(
-                f'{key}={options[key]} in --cfg-options would change nothing: no part '
-                f'of the config reads that variable. Use {flag}, in Python {key}=..., '
-                f'or a full key such as {full_key}.')
 
 
 def _find_config(path: str) -> str:
@@ -123,19 +112,46 @@ def _read_config(path: str) -> Config:
 
 
 def _check_complete(cfg: Config) -> None:
-    name, scope = cfg.filename or 'The config', cfg.get('default_scope')
-    if scope not in EXTRAS:
+    name = cfg.filename or 'The config'
+    if 'model' not in cfg:
+        raise InputError(f'{name} sets no model. Name a complete config, such as those '
+                         'in configs/{cls,det,seg}/. A config without it is usually a '
+                         'base of others.')
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = _scope_of(cfg.model)
+    scope = cfg.default_scope
+    if scope is None:
         raise InputError(
-            f'{name} sets default_scope={scope!r}; expected one of '
-            f'{list(EXTRAS)} (classification, detection, segmentation). '
-            'A config without it is usually a base of others.')
+            f'{name} sets no default_scope; expected one of {list(EXTRAS)} '
+            '(classification, detection, segmentation), or of another package for '
+            'MMEngine.')
     if find_spec(scope) is None:
-        raise InputError(f'{name} needs {scope}, which is not installed: pip '
-                         f"install 'mm-efficient[{EXTRAS[scope]}]'")
-    for key in ('model', 'train_dataloader', 'test_dataloader'):
-        if key not in cfg:
-            raise InputError(f'{name} sets no {key}. Name a complete config, '
-                             'such as those in configs/{cls,det,seg}/.')
+        extra = EXTRAS.get(scope)
+        hint = f": pip install 'mm-efficient[{extra}]'" if extra else ''
+        raise InputError(f'{name} needs {scope}, which is not installed{hint}')
+
+
+def _scope_of(model: dict) -> str | None:
+    """Package of a model that is given as a class, or by a name with its package."""
+    kind = model.get('type')
+    module = kind.__module__ if isinstance(kind, type) else str(kind)
+    scope = module.partition('.')[0]
+    return scope if scope in EXTRAS and scope != module else None
+
+
+def require(cfg: Config, *keys: str) -> None:
+    """Check that a config has what a run needs.
+
+    Args:
+        cfg (Config): Config of the run.
+        *keys (str): Names of its parts.
+
+    Raises:
+        InputError: If one is missing.
+    """
+    for key in keys:
+        if cfg.get(key) is None:
+            raise InputError(f'{cfg.filename or "The config"} sets no {key}.')
 
 
 def move_data(cfg: Config, root: str) -> None:

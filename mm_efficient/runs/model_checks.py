@@ -138,11 +138,14 @@ def _check_features(cfg: Config, backbone: Any) -> None:
         return
     part, error = failed
     reason = (str(error).strip() or 'an assertion').splitlines()[0]
+    own = settings.get(part)
+    given = [f'{key}={own[key]}' for key in ('in_channels', 'in_index')
+             if isinstance(own, dict) and key in own]
     raise InputError(
-        f'model.{part} does not fit model.backbone, {type(backbone).__name__} with '
+        f'model.{part} {" and ".join(given)} does not fit model.backbone, {type(backbone).__name__} with '
         f'feature maps of {[map.shape[1] for map in features]} channels '
-        f'({type(error).__name__}: {reason}). Set its in_channels, and in_index where '
-        'it has one, to fit them.')
+        f'({type(error).__name__}: {reason}). Set its in_channels and in_index to '
+        'those.')
 
 
 def _like(features: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:

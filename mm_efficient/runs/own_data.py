@@ -109,7 +109,7 @@ def _find_categories(cfg: Config, splits: Sequence[str],
                 f'categories: {list_some(names)}. Leave it out, or choose some of them '
                 'with --classes.')
         use_classes(cfg, splits, FoundClasses(names, replace=True))
-        print_log(f'{len(names)} classes, the categories of {path}: '
+        print_log(f'The classes are the {len(names)} categories of {path}: '
                   f'{list_some(names, 100)}', logger='current')
     order = check_categories(cfg, splits)
     if order is None:

@@ -103,16 +103,21 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: bool | str | Path) -> None:
+def set_resume(cfg: Config, resume: bool | str | Path,
+               allow_changes: bool = False) -> None:
     """Resume a training run.
 
     Args:
         cfg (Config): Changed in place.
         resume (bool | str | Path): A checkpoint; or True for the latest one in the
             work dir. If there is none, training starts from the beginning.
+        allow_changes (bool): Whether the learning rate and the schedules of the config
+            replace those of the checkpoint. Defaults to False.
     """
     cfg.resume = True
     cfg.load_from = None if resume is True else str(resume)
+    if allow_changes:
+        add_hook(cfg, dict(type='NewScheduleHook'))
 
 
 def make_resumable(cfg: Config) -> None:

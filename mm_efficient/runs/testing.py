@@ -10,7 +10,7 @@ from ..engine.metrics import DumpSegResults
 from ..errors import InputError
 from ..files import check_output
 from ..weights.checking import check_checkpoint
-from .configs import drop_teacher, load_config
+from .configs import drop_teacher, load_config, require
 from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .mini import generate_mini_data
@@ -89,7 +89,8 @@ def prepare_testing(config: str | Path | Config,
                     work_dir: str | Path | None = None,
                     data_root: str | Path | None = None,
                     num_classes: int | None = None,
-         classes: Sequence[str] | None = None,
+                    classes: Sequence[str] | None = None,
+                    tta: bool = False,
                     out: str | Path | None = None,
                     show: bool = False,
                     show_dir: str | Path | None = None,
@@ -112,6 +113,7 @@ def prepare_testing(config: str | Path | Config,
     with first_process_reports(launcher):
         cfg = load_config(config, cfg_options, mini, data_root=data_root,
                           num_classes=num_classes, classes=classes)
+        require(cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
         set_work_dir(cfg, work_dir)
         drop_teacher(cfg)
         if tta:

@@ -6,13 +6,16 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..errors import InputError
 from ..weights.checking import check_checkpoint
-from .configs import load_config
+from .configs import load_config, require
 from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .mini import generate_mini_data
 from .model_checks import check_model, check_teacher, check_weights
+from .options import check_length
 from .own_data import FoundClasses, find_classes, use_classes
+from .resuming import check_same_training, record_processes
 from .runner import build_runner, check_num_batches
 from .settings import (
     make_resumable,
@@ -34,6 +37,7 @@ def train(config: str | Path | Config,
           classes: Sequence[str] | None = None,
           pretrained: str | Path | None = None,
           resume: bool | str | Path | None = None,
+          allow_changes: bool = False,
           amp: bool = False,
           auto_scale_lr: bool = False,
           cfg_options: Mapping[str, Any] | None = None,
@@ -57,6 +61,9 @@ def train(config: str | Path | Config,
             'none' to start from scratch. Defaults to None, as the config says.
         resume (bool | str | Path, optional): Checkpoint to continue from, or True for
             the latest one in the work dir. Defaults to None, a new run.
+        allow_changes (bool): Whether to resume although batch size, optimizer, schedule
+            or training data differ from those of the checkpoint, and to go on with
+            those of the config. Defaults to False.
         amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.
         auto_scale_lr (bool): Whether to scale the learning rate with the total batch
             size. Defaults to False.
@@ -77,9 +84,9 @@ def train(config: str | Path | Config,
     """
     cfg = prepare_training(
         config, work_dir=work_dir, data_root=data_root, num_classes=num_classes,
-        classes=classes, pretrained=pretrained, resume=resume, amp=amp,
-        auto_scale_lr=auto_scale_lr, cfg_options=cfg_options, launcher=launcher,
-        mini=mini)
+        classes=classes, pretrained=pretrained, resume=resume,
+        allow_changes=allow_changes, amp=amp, auto_scale_lr=auto_scale_lr,
+        cfg_options=cfg_options, launcher=launcher, mini=mini)
     runner = build_runner(cfg)
     with first_process_reports(launcher):
         check_num_batches(runner)
@@ -95,6 +102,7 @@ def prepare_training(config: str | Path | Config,
                      classes: Sequence[str] | None = None,
                      pretrained: str | Path | None = None,
                      resume: bool | str | Path | None = None,
+                     allow_changes: bool = False,
                      amp: bool = False,
                      auto_scale_lr: bool = False,
                      cfg_options: Mapping[str, Any] | None = None,
@@ -115,6 +123,8 @@ def prepare_training(config: str | Path | Config,
     with first_process_reports(launcher):
         cfg = load_config(config, cfg_options, mini, data_root=data_root,
                           num_classes=num_classes, classes=classes)
+        require(cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
+        check_length(cfg)
         set_work_dir(cfg, work_dir)
         if pretrained is not None:
             set_pretrained(cfg, pretrained)
@@ -123,11 +133,14 @@ def prepare_training(config: str | Path | Config,
         if auto_scale_lr:
             use_auto_scale_lr(cfg)
         if resume:
-            set_resume(cfg, resume)
+            set_resume(cfg, resume, allow_changes)
+        elif allow_changes:
+            raise InputError('--allow-changes has no effect without --resume.')
         make_resumable(cfg)
     join_processes(cfg, launcher)
+    record_processes(cfg)
     seed, found = once_per_machine(
-        lambda: _check_training(cfg, mini, classes, num_classes))
+        lambda: _check_training(cfg, mini, classes, num_classes, allow_changes))
     if seed is not None:
         # MMEngine restores it too, but after building the data loader
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
@@ -136,7 +149,8 @@ def prepare_training(config: str | Path | Config,
 
 
 def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
-                    num_classes: int | None) -> tuple[int | None, FoundClasses]:
+                    num_classes: int | None, allow_changes: bool
+                    ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
     if mini:
         generate_mini_data(cfg.default_scope)
@@ -145,14 +159,16 @@ def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
     found = find_classes(cfg, SPLITS, classes, num_classes)
     check_model(cfg)
     check_teacher(cfg)
-    return check_start(cfg), found
+    return check_start(cfg, allow_changes), found
 
 
-def check_start(cfg: Config) -> int | None:
+def check_start(cfg: Config, allow_changes: bool = False) -> int | None:
     """Check the checkpoint that a run resumes or starts from, if it is local.
 
     Args:
         cfg (Config): Config of the run, with ``work_dir``.
+        allow_changes (bool): Whether the run may differ from the one to resume.
+            Defaults to False.
 
     Returns:
         int | None: The seed of the run to resume, if known.
@@ -169,4 +185,6 @@ def check_start(cfg: Config) -> int | None:
     if checkpoint is None:
         return None
     check_weights(cfg, checkpoint, path, complete=resume)
+    if resume and not allow_changes:
+        check_same_training(cfg, checkpoint, path)
     return checkpoint['meta'].get('seed') if resume else None

@@ -63,5 +63,5 @@ def check_tta(cfg: Config) -> None:
         masks = getattr(build_on_meta(cfg.model['module']), 'with_mask', False)
     if masks:
         raise InputError(
-            '--tta: MMDetection merges boxes only, and this model predicts masks. Leave '
-            '--tta out, or use a detector without masks, such as a RetinaNet.')
+            '--tta: MMDetection merges boxes only, and this model predicts masks. '
+            'Leave --tta out, or use a detector without masks, such as a RetinaNet.')

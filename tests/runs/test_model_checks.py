@@ -34,14 +34,14 @@ def test_every_config_passes(name):
     (DET, {'backbone.type': 'SOFT'}, "write 'mmpretrain.SOFT'"),
     (DET, {'backbone.in_channels': 4}, 'in_channels is 4.*3 channels'),
     (DET, {'backbone.out_indices': (1, 2, 3)},
-     r'neck.in_channels is \[64.*gives \[128, 320, 512\]'),
-    (FPN, {'neck.in_channels': [64, 128, 320, 500]}, r'gives \[64.*512\]'),
+     r'neck in_channels=\[64.*feature maps of \[128, 320, 512\] channels'),
+    (FPN, {'neck.in_channels': [64, 128, 320, 500]}, r'maps of \[64.*512\]'),
     (UPERNET, {'decode_head.in_channels': [64, 128, 256, 512]},
-     'decode_head.in_channels'),
+     'decode_head in_channels'),
     (UPERNET, {'auxiliary_head.in_channels': 321},
-     'auxiliary_head.in_channels is 321.*gives 320'),
-    (UPERNET, {'auxiliary_head.in_index': 4}, 'in_index is 4'),
-    (CLS, {'head.in_channels': 768}, 'head.in_channels is 768.*gives 512'),
+     'auxiliary_head in_channels=321 and in_index=2.*got 320'),
+    (UPERNET, {'auxiliary_head.in_index': 4}, 'auxiliary_head .*in_index=4'),
+    (CLS, {'head.in_channels': 768}, 'head in_channels=768 .*1x512 and 768x'),
 ])
 def test_wrong_models(name, changes, message):
     with pytest.raises(InputError, match=message):

@@ -24,9 +24,10 @@ CLS = 'cls/soft_tiny_300e.py'
     (None, 'does not exist'),
     ('a = (', 'cannot be read'),
     ('_base_ = "nowhere.py"', 'cannot be read'),
-    ('model = dict()', 'default_scope=None; expected one of'),
-    ('default_scope = "mmpose"', "default_scope='mmpose'; expected one of"),
+    ('model = dict()', 'sets no default_scope; expected one of'),
+    ('model = dict()\ndefault_scope = "mmnone"', 'needs mmnone, which is not installed'),
     ('default_scope = "mmpretrain"', 'sets no model'),
+    ('model = dict()\ndefault_scope = "mmpretrain"', 'sets no train_dataloader'),
 ])
 def test_wrong_config(tiny, train, fails, text, message):
     if text is not None:

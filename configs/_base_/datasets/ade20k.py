@@ -11,6 +11,7 @@ train_pipeline = [
         type='LoadImageFromFile',
         imdecode_backend='pillow',
         ignore_empty=True),
+    dict(type='CheckBitDepth'),
     dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
@@ -23,7 +24,9 @@ train_pipeline = [
     dict(type='PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # the same pixels as in training, for every kind of file
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='CheckBitDepth'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     # Whole stages at stride 32, as in the published Semantic FPN settings of
     # PoolFormer and its successors. UperNet is tested the same way.
@@ -36,7 +39,7 @@ test_pipeline = [
 # Test-time augmentation at MMSegmentation's ratios, of the scale above.
 tta_model = dict(type='SegTTAModel')
 tta_pipeline = [
-    test_pipeline[0],
+    *test_pipeline[:2],
     dict(
         type='TestTimeAug',
         transforms=[

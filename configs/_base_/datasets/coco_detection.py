@@ -10,13 +10,16 @@ train_pipeline = [
         type='LoadImageFromFile',
         imdecode_backend='pillow',
         ignore_empty=True),
+    dict(type='CheckBitDepth'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # the same pixels as in training, for every kind of file
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='CheckBitDepth'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     # after `Resize`: the ground truth is compared at the original size
     dict(type='LoadAnnotations', with_bbox=True),
@@ -32,7 +35,7 @@ tta_model = dict(
     type='DetTTAModel',
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 tta_pipeline = [
-    test_pipeline[0],
+    *test_pipeline[:2],
     dict(
         type='TestTimeAug',
         transforms=[

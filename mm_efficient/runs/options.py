@@ -1,0 +1,94 @@
+"""Overrides of a config: those that nothing would read are named."""
+import difflib
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from ..errors import InputError
+
+# Read by MMEngine's runner beside its arguments, or by tools
+MORE_KEYS = ('runner_type', 'model_wrapper_cfg', 'sync_bn', 'compile',
+             'find_unused_parameters', 'activation_checkpointing',
+             'efficient_conv_bn_eval', 'tta_model', 'tta_pipeline')
+# Former special overrides, and the arguments that replace them
+FORMER = dict(
+    data_root=('--data-root FOLDER', 'train_dataloader.dataset.data_root'),
+    num_classes=('--num-classes N', 'model.head.num_classes'))
+
+
+def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Check that overrides have an effect.
+
+    Args:
+        cfg (Config): The config before they are merged into it.
+        options (Mapping[str, Any]): Overrides by dotted key.
+
+    Raises:
+        InputError: If nothing reads a key.
+    """
+    read = {*inspect.signature(Runner).parameters, *MORE_KEYS} - {'cfg'}
+    for key, value in options.items():
+        name, _, rest = key.partition('.')
+        if key in FORMER:
+            flag, full_key = FORMER[key]
+            raise InputError(
+                f'{key}={value} in --cfg-options would change nothing: no part of the '
+                f'config reads that variable. Use {flag}, in Python {key}=..., or a '
+                f'full key such as {full_key}.')
+        if name not in cfg and name not in read:
+            raise InputError(f'--cfg-options {key}: the config has no {name!r}, and '
+                             f'nothing would read it{_near(name, {*read, *cfg})}.')
+        if name not in read and 'runner_type' not in cfg:
+            print_log(
+                f'--cfg-options {key}: {name} is a variable of the config file, which '
+                'has been read already. Only code of your own would see the change; '
+                'name what uses it, such as train_dataloader.dataset.pipeline',
+                logger='current', level=logging.WARNING)
+        elif rest:
+            _warn_of_new_key(cfg, key)
+
+
+def _warn_of_new_key(cfg: Config, key: str) -> None:
+    """Warn of a key in a part of the config whose keys nothing checks."""
+    node: Any = cfg
+    for part in key.split('.'):
+        if isinstance(node, dict) or node is cfg:
+            if part not in node:
+                break
+            node = node[part]
+        elif isinstance(node, (list, tuple)) and part in map(str, range(len(node))):
+            node = node[int(part)]
+        else:
+            return  # the merge says what is wrong
+    else:
+        return
+    if 'type' not in node:  # classes reject arguments that they do not know
+        print_log(f'--cfg-options {key}: {part!r} is new in this config'
+                  f'{_near(part, node)}; check that something reads it',
+                  logger='current', level=logging.WARNING)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, map(str, known), 1, 0.7)
+    return f' (did you mean {near[0]!r}?)' if near else ''
+
+
+def check_length(cfg: Config) -> None:
+    """Check that a training has at least one epoch or iteration.
+
+    Args:
+        cfg (Config): Config of the run.
+
+    Raises:
+        InputError: If not.
+    """
+    for key in ('max_epochs', 'max_iters'):
+        value = (cfg.get('train_cfg') or {}).get(key)
+        if value is not None and not (isinstance(value, (int, float)) and value >= 1):
+            raise InputError(f'train_cfg.{key} is {value!r}; expected a positive '
+                             'integer.')
