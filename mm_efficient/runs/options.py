@@ -1,4 +1,4 @@
-"""Overrides of a config: those that nothing would read are named."""
+"""Settings without the effect they seem to have: overrides, length, best metric."""
 import difflib
 import inspect
 import logging
@@ -7,9 +7,11 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from ..errors import InputError
+from .traversal import as_list, split_metrics, type_name
 
 # Read by MMEngine's runner beside its arguments, or by tools
 MORE_KEYS = ('runner_type', 'model_wrapper_cfg', 'sync_bn', 'compile',
@@ -59,6 +61,8 @@ def _warn_of_new_key(cfg: Config, key: str) -> None:
     for part in key.split('.'):
         if isinstance(node, dict) or node is cfg:
             if part not in node:
+                if node is cfg:
+                    return  # the runner reads it
                 break
             node = node[part]
         elif isinstance(node, (list, tuple)) and part in map(str, range(len(node))):
@@ -92,3 +96,38 @@ def check_length(cfg: Config) -> None:
         if value is not None and not (isinstance(value, (int, float)) and value >= 1):
             raise InputError(f'train_cfg.{key} is {value!r}; expected a positive '
                              'integer.')
+
+
+def check_save_best(cfg: Config) -> None:
+    """Check that the metric of the best checkpoint is one of the evaluator's.
+
+    Args:
+        cfg (Config): Config of a training run. ``save_best='auto'``, which takes the
+            first metric, is replaced where the first one is of a single class.
+
+    Raises:
+        InputError: If the evaluator has no such metric.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    metrics = split_metrics(cfg, 'val')
+    classes = [METRICS.get(f'{cfg.default_scope}.{type_name(metric)}')
+               for metric in metrics]
+    if not hook.get('save_best') or not metrics or None in classes:
+        return
+    prefixes = [metric.get('prefix') or kind.default_prefix
+                for metric, kind in zip(metrics, classes)]
+    if hook['save_best'] == 'auto':
+        if metrics[0].get('classwise'):
+            kind = as_list(metrics[0].get('metric', 'bbox'))[0]
+            hook['save_best'] = f'{prefixes[0]}/{kind}_mAP'
+        return
+    for key in as_list(hook['save_best']):
+        prefix = key.rpartition('/')[0] or None
+        given = [metric for metric, own in zip(metrics, prefixes) if own == prefix]
+        if not given or key == 'mIoU' and not any(
+                'mIoU' in metric.get('iou_metrics', ['mIoU']) for metric in given):
+            names = [f'{type_name(metric)} ({prefix}/...)' if prefix else
+                     type_name(metric) for metric, prefix in zip(metrics, prefixes)]
+            raise InputError(
+                f'default_hooks.checkpoint.save_best is {key!r}, which val_evaluator, '
+                f'{", ".join(names)}, does not give. Name one of its metrics, or None.')

@@ -13,7 +13,7 @@ from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .mini import generate_mini_data
 from .model_checks import check_model, check_teacher, check_weights
-from .options import check_length
+from .options import check_length, check_save_best
 from .own_data import FoundClasses, find_classes, use_classes
 from .resuming import check_same_training, record_processes
 from .runner import build_runner, check_num_batches
@@ -125,6 +125,7 @@ def prepare_training(config: str | Path | Config,
                           num_classes=num_classes, classes=classes)
         require(cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
         check_length(cfg)
+        check_save_best(cfg)
         set_work_dir(cfg, work_dir)
         if pretrained is not None:
             set_pretrained(cfg, pretrained)
