@@ -341,7 +341,7 @@ def repair_checkpoint_loading() -> None:
     MMEngine's own loader refuses its checkpoints, else to that loader.
     """
     loader = CheckpointLoader._get_checkpoint_loader('local.pth')
-    if getattr(loader, 'reads_safetensors', False):
+    if hasattr(loader, 'others'):
         return
     others = load_from_local if needs_checkpoint_repair() else loader
 
@@ -351,5 +351,5 @@ def repair_checkpoint_loading() -> None:
             return load_file(osp.expanduser(filename))
         return others(filename, map_location)
 
-    load.reads_safetensors = True  # type: ignore[attr-defined]
+    load.others = others  # type: ignore[attr-defined]
     CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)

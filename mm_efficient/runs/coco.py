@@ -55,7 +55,7 @@ def reads_coco(cfg: Config, dataset: dict) -> bool:
     if kind is None or not any(base.__name__ == 'CocoDataset' for base in kind.__mro__):
         return False
     from mmdet.datasets import CocoDataset
-    return (issubclass(kind, CocoDataset)
+    return (issubclass(kind, CocoDataset) and kind.COCOAPI is CocoDataset.COCOAPI
             and kind.load_data_list is CocoDataset.load_data_list)
 
 

@@ -136,15 +136,16 @@ def _check_features(cfg: Config, backbone: Any) -> None:
             failed = _try_successors(model, _like(features, 'cpu'))
     if failed is None:
         return
-    part, error = failed
-    reason = (str(error).strip() or 'an assertion').splitlines()[0]
+    part, problem = failed
+    reason = (str(problem).strip() or 'an assertion').splitlines()[0]
     own = settings.get(part)
     given = [f'{key}={own[key]}' for key in ('in_channels', 'in_index')
              if isinstance(own, dict) and key in own]
     raise InputError(
-        f'model.{part} {" and ".join(given)} does not fit model.backbone, {type(backbone).__name__} with '
-        f'feature maps of {[map.shape[1] for map in features]} channels '
-        f'({type(error).__name__}: {reason}). Set its in_channels and in_index to '
+        f'model.{part} {" and ".join(given)} does not fit model.backbone, '
+        f'{type(backbone).__name__} with feature maps of '
+        f'{[map.shape[1] for map in features]} channels '
+        f'({type(problem).__name__}: {reason}). Set its in_channels and in_index to '
         'those.')
 
 

@@ -127,6 +127,10 @@ def prepare_testing(config: str | Path | Config,
     found = once_per_machine(
         lambda: _check_testing(cfg, out, mini, classes, num_classes))
     use_classes(cfg, ('test', ), found)
+    if cfg.filename:
+        # MMEngine writes the config to the work dir: leave that of the training there
+        path = Path(cfg.filename)
+        object.__setattr__(cfg, '_filename', f'{path.stem}_test{path.suffix}')
     return cfg
 
 

@@ -153,14 +153,19 @@ def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
                     num_classes: int | None, allow_changes: bool
                     ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
-    if mini:
-        generate_mini_data(cfg.default_scope)
-    for split in SPLITS:
-        check_data(cfg, split)
-    found = find_classes(cfg, SPLITS, classes, num_classes)
+    def check_training_data() -> FoundClasses:
+        if mini:
+            generate_mini_data(cfg.default_scope)
+        for split in SPLITS:
+            check_data(cfg, split)
+        return find_classes(cfg, SPLITS, classes, num_classes)
+
+    # The classes of the miniature data are known, and it takes time to generate
+    found = None if mini else check_training_data()
     check_model(cfg)
     check_teacher(cfg)
-    return check_start(cfg, allow_changes), found
+    seed = check_start(cfg, allow_changes)
+    return seed, found or check_training_data()
 
 
 def check_start(cfg: Config, allow_changes: bool = False) -> int | None:

@@ -24,7 +24,7 @@ def test_keys_that_nothing_reads(key, message):
 
 @pytest.mark.parametrize('key, message', [
     ('train_pipeline.0.color_type', 'train_pipeline is a variable of the config file'),
-    ('model.test_cfg.rcnn.score_thrr', "'score_thrr' is new .*did you mean 'score_thr'"),
+    ('model.test_cfg.rcnn.score_thrr', "'score_thrr' is new .*mean 'score_thr'"),
     ('auto_scale_lr.base_batchsize', "did you mean 'base_batch_size'"),
     ('env_cfg.cudnn_benchmak', "did you mean 'cudnn_benchmark'")])
 def test_keys_that_perhaps_nothing_reads(monkeypatch, key, message):

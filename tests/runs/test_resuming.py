@@ -7,8 +7,8 @@ from mmengine.hooks import Hook
 
 from mm_efficient import runs
 from mm_efficient.errors import InputError
-from mm_efficient.runs.configs import load_config
 from mm_efficient.runs import mini
+from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.resuming import check_same_training
 
 CLS, DET, SEG = 'soft_tiny_300e.py', 'soft_tiny_maskrcnn_1x.py', 'soft_tiny_fpn_80k.py'
@@ -66,8 +66,8 @@ def test_batch_of_all_processes():
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
-    text = f'model = open({str(tmp_path / "x")!r}, "w")\n' + load_config(DET).pretty_text
     cfg = load_config(DET)
+    text = f'model = open({str(tmp_path / "x")!r}, "w")\n' + cfg.pretty_text
     check_same_training(cfg, {'meta': {'cfg': text}}, 'x.pth')
     assert not (tmp_path / 'x').exists()
     check_same_training(cfg, {'meta': None}, 'x.pth')
