@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -334,6 +335,15 @@ def test_own_data_from_folder_to_test(title, make_data, monkeypatch, tmp_path):
         load_tool(script).main()
     assert json.loads(Path('predictions/predictions.json').read_text())[
         'classes'] == classes
+    host = dict(Detection='mmdet', Segmentation='mmseg').get(title)
+    tool = host and Path(importlib.import_module(host).__file__).parent.joinpath(
+        '.mim/tools/test.py')
+    if tool and tool.is_file():  # test-time augmentation by the host itself
+        monkeypatch.setattr('sys.argv', [
+            'test.py', arguments[1], files['CHECKPOINT'], '--tta',
+            '--work-dir', 'tested'])
+        runpy.run_path(str(tool), run_name='__main__')
+        assert list(Path('tested').glob('*/*.json'))
 
 
 @pytest.mark.parametrize('words', [

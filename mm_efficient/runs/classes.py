@@ -35,13 +35,11 @@ def head_classes(model: dict) -> int | None:
     inner = inner_model(model)
     heads = [node.get(key) for node in (inner.get('roi_head'), inner)
              for key in HEADS if isinstance(node, dict)]
-    for head in heads:
-        head = as_list(head)[-1:]
-        if head and 'num_classes' in head[0]:
-            return head[0]['num_classes']
-        if head and 'num_things_classes' in head[0] \
-                and not head[0].get('num_stuff_classes'):
-            return head[0]['num_things_classes']
+    for node in nested_dicts([as_list(head)[-1:] for head in heads]):
+        if 'num_classes' in node:
+            return node['num_classes']
+        if 'num_things_classes' in node:
+            return None if node.get('num_stuff_classes') else node['num_things_classes']
     return None
 
 

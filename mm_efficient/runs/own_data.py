@@ -15,7 +15,13 @@ from .classes import (
     set_class_names,
     set_num_classes,
 )
-from .coco import check_categories, class_names, coco_files, own_categories
+from .coco import (
+    check_categories,
+    class_names,
+    coco_files,
+    own_categories,
+    reads_coco,
+)
 from .label_maps import LabelFormat, find_label_format
 from .traversal import SPLITS, split_datasets, type_name
 
@@ -69,7 +75,7 @@ def find_classes(cfg: Config, splits: Sequence[str],
             label_format=find_label_format(cfg, splits, names, stored))
     use_classes(cfg, splits, found)
     for dataset in datasets:
-        if cfg.default_scope in ('mmdet', 'mmseg'):
+        if cfg.default_scope == 'mmseg' or reads_coco(cfg, dataset):
             _check_head(cfg, dataset)
         _check_trained(cfg, dataset, trained)
     return found
@@ -125,7 +131,9 @@ def _find_categories(cfg: Config, splits: Sequence[str],
 def _check_head(cfg: Config, dataset: dict) -> None:
     """Compare the number of classes of a model and a data set."""
     names, expected = class_names(cfg, dataset), head_classes(cfg.model)
-    if not names or expected is None or expected == len(names):
+    # some name label zero, which is no class then
+    unnamed = cfg.default_scope == 'mmseg' and bool(dataset.get('reduce_zero_label'))
+    if not names or expected in (None, len(names), len(names) - unnamed):
         return
     text = (f'The model has {expected} classes, but {type_name(dataset)} has '
             f'{len(names)}: {list_some(names)}.')

@@ -294,7 +294,9 @@ def test_a_thousand_folders_that_are_not_imagenet(tmp_path):
           auxiliary_head=[dict(num_classes=2)]), [3, 3, 2]),
     (dict(detector=dict(backbone={}, bbox_head=dict(num_classes=20))), [3]),
     (dict(backbone={}, semantic_head=dict(num_classes=183),
-          roi_head=dict(bbox_head=[dict(num_classes=80)])), [183, 3])])
+          roi_head=dict(bbox_head=[dict(num_classes=80)])), [183, 3]),
+    (dict(backbone={}, decode_head=dict(kernel_generate_head=dict(num_classes=150))),
+     [3])])
 def test_heads_of_other_tasks_keep_their_number(model, expected):
     from mmengine.config import Config
     cfg = Config(dict(model=model))
