@@ -66,6 +66,10 @@ def find_label_format(cfg: Config, splits: Iterable[str],
              for name in _names(maps) if name.endswith(suffix)]
     if not files:
         return None
+    if len(set(suffixes)) > 1:
+        raise InputError(f'{list_some(images for images, _ in folders)} have images or '
+                         f'label maps with different suffixes: {suffixes}. Use one '
+                         'suffix for all images, and one for all label maps.')
     counts = _count_labels(files[::-(-len(files) // MOST_MAPS)], len(classes))
     reduce_zero_label = len(classes) in counts if stored is None else stored
     if len(classes) in counts and not reduce_zero_label:
@@ -80,10 +84,11 @@ def find_label_format(cfg: Config, splits: Iterable[str],
 def _folders(dataset: dict) -> tuple[str, str]:
     """Folders of images and label maps, '' if unknown or not on this machine."""
     prefix, root = dataset.get('data_prefix') or {}, dataset.get('data_root') or ''
-    images, maps = (join_root(root, prefix.get(key) or '')
-                    for key in ('img_path', 'seg_map_path'))
-    return tuple(path if is_local(path) and osp.isdir(path) else ''
-                 for path in (images, maps))  # type: ignore[return-value]
+    images, maps = (
+        path if is_local(path) and osp.isdir(path) else ''
+        for path in (join_root(root, prefix.get(key) or '')
+                     for key in ('img_path', 'seg_map_path')))
+    return images, maps
 
 
 def _names(folder: str) -> list[str]:

@@ -250,6 +250,14 @@ def test_label_maps_that_contradict(tmp_path, maps, options, message):
         found(SEG, label_maps(tmp_path, maps), **options)
 
 
+def test_different_suffixes(tmp_path):
+    root = label_maps(tmp_path, [[[0, 1], [2, 2]]])
+    for path in (root / 'images/validation').iterdir():
+        path.rename(path.with_suffix('.png'))
+    with pytest.raises(InputError, match=r"different suffixes.*\.jpg.*\.png"):
+        found(SEG, root, classes=ROAD)
+
+
 def test_reduce_zero_label_is_said_once():
     """In the data set; an override of it used to end in an AssertionError."""
     from mmengine.registry import DATASETS, DefaultScope

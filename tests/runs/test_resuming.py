@@ -98,7 +98,8 @@ def rates(folder, resume=None, **changes):
     cfg.log_level = 'ERROR'
     mini.generate_mini_data('mmpretrain')
     runner = runs.build_runner(runs.prepare_training(
-        cfg, work_dir=folder, resume=resume, allow_changes=resume is not None))
+        cfg, work_dir=folder, resume=resume,
+        allow_changes=changes.get('allow', resume is not None)))
     hook = Rates()
     runner.register_hook(hook)
     runner.train()
@@ -109,6 +110,9 @@ def test_changes_on_purpose(tiny):
     """From the checkpoint on, the rates are those of a run with the new settings."""
     rates('before')
     new = dict(batch=1, lr=5e-4)
+    with pytest.raises(InputError, match='total batch size was 2, is 1'):
+        rates('rest', 'before/epoch_1.pth', allow=False, **new)
+    assert not (tiny / 'rest').exists()
     whole = rates('whole', **new)
     rest = rates('rest', 'before/epoch_1.pth', **new)
     assert sorted(rest) == list(range(4, 12))
