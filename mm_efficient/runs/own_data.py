@@ -23,7 +23,10 @@ from .coco import (
     reads_coco,
 )
 from .label_maps import LabelFormat, find_label_format
-from .traversal import SPLITS, split_datasets, type_name
+from .traversal import SPLITS, inner_model, split_datasets, type_name
+
+# Their heads have one output per class; those of SAN and depth estimators do not
+SEGMENTORS = ('EncoderDecoder', 'CascadeEncoderDecoder')
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,12 @@ def _find_categories(cfg: Config, splits: Sequence[str],
 def _check_head(cfg: Config, dataset: dict) -> None:
     """Compare the number of classes of a model and a data set."""
     names, expected = class_names(cfg, dataset), head_classes(cfg.model)
-    # some name label zero, which is no class then
-    unnamed = cfg.default_scope == 'mmseg' and bool(dataset.get('reduce_zero_label'))
-    if not names or expected in (None, len(names), len(names) - unnamed):
+    if not names or expected is None or expected == len(names):
         return
     text = (f'The model has {expected} classes, but {type_name(dataset)} has '
             f'{len(names)}: {list_some(names)}.')
     if cfg.default_scope == 'mmseg':
-        if type_name(cfg.model).endswith('EncoderDecoder'):
+        if type_name(inner_model(cfg.model)) in SEGMENTORS:
             raise InputError(f'{text} Name those of your data: --classes NAME NAME ...')
     elif expected < len(names):
         raise InputError(f'{text} Leave --num-classes out, or name the classes to use: '
