@@ -135,9 +135,9 @@ def find_damage(path: str | Path) -> str | None:
         str | None: What is wrong. None if nothing is, or the file has no checksums:
         safetensors, and files of PyTorch before 1.6.
     """
-    if not zipfile.is_zipfile(path):
-        return None
     try:
+        if not zipfile.is_zipfile(path):
+            return None
         with zipfile.ZipFile(path) as records:
             record = records.testzip()
     except Exception as error:  # any field of the file can be damaged
