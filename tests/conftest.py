@@ -1,19 +1,36 @@
 """Imported before any test module: repairs precede every import of mmcv.ops."""
+import hashlib
 import json
 import os
+import re
 import runpy
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 # Tests run in several processes, see pyproject.toml: one thread each, also for the
 # tools that they start. Read when PyTorch is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# Whoever runs them may have weights in checkpoints/
+os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpoints')
 
 import pytest
+import timm
+import torch
 from mmengine.registry import DefaultScope
 
 import mm_efficient  # noqa: F401
 
 REFERENCE = Path(__file__).parent / 'reference'
+
+
+@pytest.fixture(autouse=True, scope='session')
+def unformatted_configs():
+    """Runners write their config four times; formatting takes longer than the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode',
+                      lambda text, **options: (text, True))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +45,19 @@ def no_checkpoints_left(request):
     """Remove a test's checkpoints: pytest keeps folders, and they are gigabytes."""
     yield
     folder = request.node.funcargs.get('tmp_path')
-    for path in folder.rglob('*.pth') if folder else ():
+    for path in folder.rglob('*.pth*') if folder else ():
         if path.is_file():
             path.unlink()
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """The folder ``checkpoints/`` of an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MM_EFFICIENT_CHECKPOINTS')
+    folder = tmp_path / 'checkpoints'
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope='session')
@@ -45,3 +72,66 @@ def published():
         return synth_state_dict(manifest['state_dict'], seed)
 
     return make
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """The two requests that huggingface_hub makes for a file of a model."""
+
+    def do_GET(self):
+        match = re.fullmatch(r'/(.+)/resolve/main/model.safetensors', self.path)
+        content = self.server.files.get(match and match[1])
+        self.server.requested.append(f'{self.command} {self.path}')
+        if content is None:
+            self.send_response(404)
+            self.send_header('X-Error-Code', 'RepoNotFound')
+            self.send_header('Content-Length', '0')
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header('X-Repo-Commit', '0' * 40)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        if self.command == 'GET':
+            self.wfile.write(self.server.damage(content))
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Stand-in of the Hugging Face hub on loopback, here and for processes started.
+
+    It has the ``files`` of models, ``damage`` for their content, and the paths
+    ``requested``.
+    """
+    httpd = ThreadingHTTPServer(('127.0.0.1', 0), HubHandler)
+    httpd.files, httpd.requested, httpd.damage = {}, [], bytes
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{httpd.server_port}'
+    for variable, value in dict(
+            NO_PROXY='127.0.0.1', no_proxy='127.0.0.1', HF_ENDPOINT=address,
+            HF_HUB_OFFLINE='0', HF_HUB_CACHE=str(tmp_path / 'cache')).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', address)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE',
+                        address + '/{repo_id}/resolve/{revision}/{filename}')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE',
+                        str(tmp_path / 'cache'))
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.fixture(scope='session')
+def timm_file():
+    """Content of a timm file of SwiftFormer-XS, in which every value is 2."""
+    from safetensors.torch import save
+    with torch.device('meta'):
+        model = timm.create_model('swiftformer_xs')
+    return save({name: torch.full(tensor.shape, 2, dtype=tensor.dtype)
+                 for name, tensor in model.state_dict().items()})

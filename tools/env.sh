@@ -126,8 +126,10 @@ install_with_fetched_uv() {
 install_with() {
   local uv=$1 reinstall=$2
   say "installing $pins with uv"
+  # Compiled as pip does it: else every process compiles what it imports, 10 s
+  # each, where PYTHONDONTWRITEBYTECODE is set.
   isolated "$uv" pip install --python "$python" ${reinstall:+--reinstall} \
-    -r "$pins" &&
+    --compile-bytecode -r "$pins" &&
     isolated "$uv" pip install --quiet --python "$python" --no-deps \
       --no-build-isolation -e "$root"
 }

@@ -9,42 +9,32 @@ Output folder:
     detection       labels, scores, bboxes (x1, y1, x2, y2 in pixels), masks (COCO RLE)
                     of all detections, including those below --score-thr
     segmentation    sem_seg (its label map), shares (fraction of pixels per class)
+
+examples:
+  infer.py images/ configs/det/soft_small_maskrcnn_1x.py epoch_12.pth
+  infer.py image.jpg CONFIG CHECKPOINT --score-thr 0.1 --out-dir found
+  published weights, converted by tools/model_converters/convert.py:
+  infer.py image.jpg configs/cls/soft_small_300e.py soft_small.pth
 """
 import argparse
 import json
 from collections import Counter
 from pathlib import Path
 
-from mmengine.config import DictAction
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-import mm_efficient  # noqa: F401
 from mm_efficient.errors import InputError, error_line
 from mm_efficient.files import check_output, find_images, whole_file
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.inference import build_inferencer, predict
+from mm_efficient.runs.options import tool_parser
 
-MAX_ROWS = 20  # rows of the table to print
-
-EXAMPLES = r"""examples:
-  run a detector on a folder:
-    python tools/infer.py images/ configs/det/soft_small_maskrcnn_1x.py epoch_12.pth
-  draw every detection with a score of at least 0.1:
-    python tools/infer.py image.jpg CONFIG CHECKPOINT --score-thr 0.1 --out-dir found
-  published weights, converted by tools/model_converters/convert.py:
-    python tools/infer.py image.jpg configs/cls/soft_small_300e.py soft_small.pth
-  a checkpoint trained with --mini:
-    python tools/infer.py images/ CONFIG CHECKPOINT --mini
-"""
+MAX_LINES = 20  # predictions to print
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument('images', help='image, or folder of images')
     parser.add_argument('config', help='config file of any task')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -54,12 +44,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='lowest score of detections to draw (default: 0.3)')
     parser.add_argument('--device',
                         help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
-    parser.add_argument('--mini', action='store_true',
-                        help='for a checkpoint trained with --mini')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE', help='override settings of the config')
-    parser.add_argument('--num-classes', type=int, metavar='N',
-                        help='number of classes of every head')
     return parser.parse_args(argv)
 
 
@@ -102,12 +86,10 @@ def main(argv: list[str] | None = None) -> None:
                  for file in track(files, 'predicting', transient=True)}
         with whole_file(args.out_dir / 'predictions.json') as draft:
             draft.write_text(json.dumps(dict(classes=classes, images=found)))
-    table = Table('image', 'prediction')
-    for name, result in list(found.items())[:MAX_ROWS]:
-        table.add_row(name, summarize(result, classes, args.score_thr))
-    Console().print(table)
-    if len(found) > MAX_ROWS:
-        print(f'and {len(found) - MAX_ROWS} more')
+    for name, result in list(found.items())[:MAX_LINES]:
+        print(f'{name}: {summarize(result, classes, args.score_thr)}')
+    if len(found) > MAX_LINES:
+        print(f'and {len(found) - MAX_LINES} more')
     print(f'written: {args.out_dir} (predictions.json, vis/)')
 
 

@@ -24,8 +24,9 @@ EXAMPLES = r"""examples:
         --data-root /datasets/mine
     python tools/train.py configs/seg/soft_tiny_fpn_80k.py \
         --data-root /datasets/mine --classes background road car
-  a backbone that starts from other weights:
-    python tools/train.py CONFIG --pretrained soft_tiny.pth
+  a backbone that starts from one's own classifier, or from scratch:
+    python tools/train.py CONFIG --pretrained work_dirs/soft_small_300e/epoch_300.pth
+    python tools/train.py CONFIG --pretrained none
   continue after an interruption:
     python tools/train.py CONFIG --resume
 """
@@ -51,9 +52,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'background included (default: the categories of a COCO file, the names of '
         "the class folders, else the config's)")
     parser.add_argument(
-        '--pretrained', metavar='FILE|none',
-        help='checkpoint the backbone starts from, or "none" to start from scratch '
-        '(default: as the config says)')
+        '--pretrained', metavar='FILE|URL|NAME|none',
+        help="weights the backbone starts from: a file or URL (one's own or the "
+        "authors'), a name such as swiftformer_xs or timm/MODEL.TAG, or none, from "
+        "scratch (default: the config's; for detection and segmentation the published "
+        'ones of the variant)')
     parser.add_argument(
         '--resume', nargs='?', const=True, metavar='CHECKPOINT',
         help='continue from this checkpoint, or from the latest one in the work dir '

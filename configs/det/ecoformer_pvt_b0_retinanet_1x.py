@@ -9,7 +9,8 @@ model = dict(
         type='mmpretrain.EcoFormerPVT',
         arch='b0',
         out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.1),
+        drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint='published://ecoformer_pvt_b0')),
     neck=dict(in_channels=[32, 64, 160, 256]))
 
 custom_hooks = [dict(type='HashFittingHook')]

@@ -1,3 +1,5 @@
 _base_ = './ecoformer_pvt_b0_retinanet_1x.py'
 
-model = dict(backbone=dict(arch='b2'), neck=dict(in_channels=[64, 128, 320, 512]))
+model = dict(
+    backbone=dict(arch='b2', init_cfg=dict(checkpoint='published://ecoformer_pvt_b2')),
+    neck=dict(in_channels=[64, 128, 320, 512]))

@@ -1,5 +1,9 @@
 _base_ = './ecoformer_pvt_b0_maskrcnn_1x.py'
 
 model = dict(
-    backbone=dict(type='mmpretrain.EcoFormerTwins', arch='s', drop_path_rate=0.2),
+    backbone=dict(
+        type='mmpretrain.EcoFormerTwins',
+        arch='s',
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint='published://ecoformer_twins_s')),
     neck=dict(in_channels=[64, 128, 256, 512]))

@@ -5,5 +5,6 @@ model = dict(
         type='mmpretrain.EcoFormerTwins',
         arch='s',
         out_indices=(1, 2, 3),
-        drop_path_rate=0.2),
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint='published://ecoformer_twins_s')),
     neck=dict(in_channels=[128, 256, 512], start_level=0))

@@ -10,7 +10,8 @@ model = dict(
         arch='b1',
         out_indices=(0, 1, 2, 3),
         pretrain_size=224,
-        drop_path_rate=0.05),
+        drop_path_rate=0.05,
+        init_cfg=dict(type='Pretrained', checkpoint='published://reduceformer_b1')),
     neck=dict(in_channels=[32, 64, 128, 256]))
 
 # Few images per GPU: batch statistics over all GPUs

@@ -1,3 +1,5 @@
 _base_ = './soft_tiny_maskrcnn_1x.py'
 
-model = dict(backbone=dict(arch='medium'), neck=dict(in_channels=[64, 128, 288, 512]))
+model = dict(
+    backbone=dict(arch='medium', init_cfg=dict(checkpoint='published://soft_medium')),
+    neck=dict(in_channels=[64, 128, 288, 512]))

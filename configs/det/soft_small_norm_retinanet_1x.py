@@ -1,3 +1,6 @@
 _base_ = './soft_small_retinanet_1x.py'
 
-model = dict(backbone=dict(normalized=True))
+model = dict(
+    backbone=dict(
+        normalized=True,
+        init_cfg=dict(checkpoint='published://soft_small_norm')))

@@ -9,5 +9,6 @@ model = dict(
         type='mmpretrain.SOFT',
         arch='tiny',
         out_indices=(0, 1, 2, 3),
-        pretrain_size=224),
+        pretrain_size=224,
+        init_cfg=dict(type='Pretrained', checkpoint='published://soft_tiny')),
     neck=dict(in_channels=[64, 128, 320, 512]))

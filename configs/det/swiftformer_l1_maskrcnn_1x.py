@@ -1,3 +1,5 @@
 _base_ = './swiftformer_xs_maskrcnn_1x.py'
 
-model = dict(backbone=dict(arch='l1'), neck=dict(in_channels=[48, 96, 192, 384]))
+model = dict(
+    backbone=dict(arch='l1', init_cfg=dict(checkpoint='published://swiftformer_l1')),
+    neck=dict(in_channels=[48, 96, 192, 384]))

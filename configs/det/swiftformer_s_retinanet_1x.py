@@ -1,3 +1,5 @@
 _base_ = './swiftformer_xs_retinanet_1x.py'
 
-model = dict(backbone=dict(arch='s'), neck=dict(in_channels=[64, 168, 224]))
+model = dict(
+    backbone=dict(arch='s', init_cfg=dict(checkpoint='published://swiftformer_s')),
+    neck=dict(in_channels=[64, 168, 224]))

@@ -9,7 +9,8 @@ model = dict(
         type='mmpretrain.SwiftFormer',
         arch='xs',
         out_indices=(0, 1, 2, 3),
-        output_norm=True),
+        output_norm=True,
+        init_cfg=dict(type='Pretrained', checkpoint='published://swiftformer_xs')),
     neck=dict(in_channels=[48, 56, 112, 220]))
 
 # 8 GPUs x 4 images, as published

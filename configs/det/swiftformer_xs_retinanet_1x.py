@@ -9,5 +9,6 @@ model = dict(
         type='mmpretrain.SwiftFormer',
         arch='xs',
         out_indices=(1, 2, 3),
-        output_norm=True),
+        output_norm=True,
+        init_cfg=dict(type='Pretrained', checkpoint='published://swiftformer_xs')),
     neck=dict(in_channels=[56, 112, 220], start_level=0))

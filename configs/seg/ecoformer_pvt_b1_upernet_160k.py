@@ -1,6 +1,6 @@
 _base_ = './ecoformer_pvt_b0_upernet_160k.py'
 
 model = dict(
-    backbone=dict(arch='b1'),
+    backbone=dict(arch='b1', init_cfg=dict(checkpoint='published://ecoformer_pvt_b1')),
     decode_head=dict(in_channels=[64, 128, 320, 512]),
     auxiliary_head=dict(in_channels=320))

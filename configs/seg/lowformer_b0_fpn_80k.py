@@ -9,7 +9,8 @@ model = dict(
         type='mmpretrain.LowFormer',
         arch='b0',
         out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.05),
+        drop_path_rate=0.05,
+        init_cfg=dict(type='Pretrained', checkpoint='published://lowformer_b0')),
     neck=dict(in_channels=[32, 64, 128, 256]))
 
 # Few images per GPU: batch statistics over all GPUs

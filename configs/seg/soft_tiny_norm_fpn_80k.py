@@ -1,3 +1,6 @@
 _base_ = './soft_tiny_fpn_80k.py'
 
-model = dict(backbone=dict(normalized=True))
+model = dict(
+    backbone=dict(
+        normalized=True,
+        init_cfg=dict(checkpoint='published://soft_tiny_norm')))

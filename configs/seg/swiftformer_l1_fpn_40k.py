@@ -1,3 +1,5 @@
 _base_ = './swiftformer_xs_fpn_40k.py'
 
-model = dict(backbone=dict(arch='l1'), neck=dict(in_channels=[48, 96, 192, 384]))
+model = dict(
+    backbone=dict(arch='l1', init_cfg=dict(checkpoint='published://swiftformer_l1')),
+    neck=dict(in_channels=[48, 96, 192, 384]))

@@ -12,20 +12,19 @@ it works for every model, including those that compute parts in float32.
 import contextlib
 import copy
 import io
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..deploy import fuse, tensors_of
+from ..deploy import check_format, fuse, randomize
 from ..errors import InputError
 from ..models.base import fit_where_needed
-from .models import call_model, find_model
+from .complexity import Forward, call_model
+from .models import find_model
 
 BACKENDS = ('eager', 'compile', 'torchscript', 'onnxruntime')
 CHANGES = ('fused', 'channels_last')
@@ -33,72 +32,29 @@ DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 FIT_SIZE = 96  # side of the random images that hash functions are fitted to
 
 
-class Forward(nn.Module):
-    """A model as a module from images to a tuple of tensors.
-
-    Args:
-        model (nn.Module): The model.
-        run (Callable): Function that calls it with images.
-        dtype (torch.dtype, optional): For mixed precision. Defaults to None, float32.
-    """
-
-    def __init__(self, model: Any, run: Callable[[nn.Module, Tensor], Any],
-                 dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.run = run
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> all tensors of the output."""
-        with torch.autocast(x.device.type, self.dtype, cache_enabled=False
-                            ) if self.dtype else contextlib.nullcontext():
-            return tuple(tensors_of(self.run(self.model, x)))
-
-
-class Prepared(NamedTuple):
-    """A model that is ready to be timed.
-
-    Args:
-        forward (Callable): Runs one pass and returns the output tensors.
-        clock (Callable): Runs one pass and returns its seconds.
-        weights (int, optional): Size of its weights in bytes. None if its memory is
-            not PyTorch's.
-    """
-
-    forward: Callable[[], Sequence[Tensor]]
-    clock: Callable[[], float]
-    weights: int | None
-
-
-def check_backend(backend: str, dtype: str = 'fp32') -> None:
+def check_backend(backend: str, dtype: str) -> None:
     """Check the name of a backend, and that it is installed.
 
     Args:
         backend (str): See this module's docstring.
-        dtype (str): A key of ``DTYPES``. Defaults to 'fp32'.
+        dtype (str): A key of ``DTYPES``.
 
     Raises:
         InputError: If the backend is unknown, not installed or without this dtype.
     """
     changes, base = _split(backend)
+    onnx = base == 'onnxruntime'
     if base not in BACKENDS or not {*changes} <= {*CHANGES} or (
-            base == 'onnxruntime' and 'channels_last' in changes):
+            onnx and 'channels_last' in changes):
         raise InputError(
             f'unknown backend {backend!r}; expected {", ".join(BACKENDS)}, alone or '
             f'after {", ".join(CHANGES)}, such as fused+channels_last+compile. (ONNX '
             'Runtime chooses the memory format itself.)')
-    if base == 'onnxruntime' and dtype != 'fp32':
+    if onnx and dtype != 'fp32':
         raise InputError(f'backend {backend} supports fp32 only, got {dtype}; leave '
                          'one of them out.')
-    if base == 'onnxruntime':
-        try:
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise InputError(f'backend {backend} needs a missing package ({error}); '
-                             'pip install onnx onnxscript onnxruntime, or '
-                             'onnxruntime-gpu.') from None
+    if onnx:
+        check_format('onnx', 'model.onnx')
 
 
 def _split(backend: str) -> tuple[list[str], str]:
@@ -106,12 +62,12 @@ def _split(backend: str) -> tuple[list[str], str]:
     return ([*changes, base], 'eager') if base in CHANGES else (changes, base)
 
 
-def build_model(name: str, device: str, backbone: bool = False) -> Forward:
-    """Build a model with random weights.
+def build_model(name: str, x: Tensor, backbone: bool = False) -> Forward:
+    """Build a model with random weights, on the device of the images it is to run on.
 
     Args:
         name (str): See :func:`~.models.find_model`.
-        device (str): Device to put it on.
+        x (Tensor): Images, (B, 3, H, W). The first one sets batch-norm statistics.
         backbone (bool): Build the backbone only; for timm models, all but the head.
             Defaults to False.
 
@@ -125,13 +81,12 @@ def build_model(name: str, device: str, backbone: bool = False) -> Forward:
     torch.manual_seed(0)
     model: Any = spec.build()
     run = spec.run
-    if backbone:
-        if hasattr(model, 'backbone'):
-            model, run = model.backbone, call_model
-        elif hasattr(model, 'forward_features'):
-            run = _forward_features
-        else:
-            raise InputError(f'{name} has no backbone; leave out --backbone.')
+    if backbone and hasattr(model, 'backbone'):
+        model, run = model.backbone, call_model
+    elif backbone and hasattr(model, 'forward_features'):
+        run = _forward_features
+    elif backbone:
+        raise InputError(f'{name} has no backbone; leave out --backbone.')
     elif hasattr(model, 'roi_head'):
         raise InputError(
             f'{name} has two stages, and the cost of the second depends on the image. '
@@ -139,14 +94,17 @@ def build_model(name: str, device: str, backbone: bool = False) -> Forward:
             'tools/test.py.')
     fit_where_needed(model, torch.randn(2, 3, FIT_SIZE, FIT_SIZE))
     # In this order: eval() of OpenMMLab's ResNet and Swin returns None
-    return Forward(model.requires_grad_(False).to(device), run).eval()
+    forward = Forward(model.requires_grad_(False).to(x.device), run).eval()
+    randomize(forward.model, run, [x[:1]])  # with initial weights some overflow
+    return forward
 
 
 def _forward_features(model: Any, x: Tensor) -> Any:
     return model.forward_features(x)
 
 
-def prepare(model: Forward, backend: str, dtype: str, x: Tensor) -> Prepared:
+def prepare(model: Forward, backend: str, dtype: str, x: Tensor
+            ) -> tuple[Callable[[], Sequence[Tensor]], int | None]:
     """Prepare a model for a backend.
 
     If a backend cannot run the model, its library's exception propagates.
@@ -158,7 +116,8 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor) -> Prepared:
         x (Tensor): Images, (B, 3, H, W), on the device of the model.
 
     Returns:
-        Prepared: Runs the model on ``x``.
+        tuple: Function that runs the model on ``x`` and returns its output tensors; and
+        the bytes of its weights, None if its memory is not PyTorch's.
     """
     changes, base = _split(backend)
     module: Any = Forward(model.model, model.run, DTYPES[dtype]).eval()
@@ -173,19 +132,13 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor) -> Prepared:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tracer warnings
         if base == 'onnxruntime':
-            session = _onnx_session(module, x)
-            return Prepared(session, partial(wall_clock, session), None)
+            return _onnx_session(module, x), None
         if base == 'compile':
             module = torch.compile(module, dynamic=False)
         elif base == 'torchscript':
             module = torch.jit.trace(module, x, check_trace=False)
             module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
-
-    def forward() -> Sequence[Tensor]:
-        with torch.inference_mode():
-            return module(x)
-    return Prepared(forward, partial(cuda_clock if x.is_cuda else wall_clock, forward),
-                    weights)
+    return torch.inference_mode()(lambda: module(x)), weights
 
 
 def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
@@ -202,7 +155,6 @@ def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options,
         providers=[(provider, {'enable_cuda_graph': '1'} if x.is_cuda else {})])
-    x = x.contiguous()
     outputs = [torch.empty_like(y, memory_format=torch.contiguous_format)
                for y in module(x)]
     binding = session.io_binding()
@@ -218,66 +170,3 @@ def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
         binding.synchronize_outputs()
         return outputs
     return forward
-
-
-def wall_clock(forward: Callable[[], object]) -> float:
-    """Seconds of a call."""
-    start = time.perf_counter()
-    forward()
-    return time.perf_counter() - start
-
-
-def cuda_clock(forward: Callable[[], object]) -> float:
-    """Seconds between two events of the current CUDA device around a call."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    forward()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-def peak_mib(prepared: Prepared, device: str) -> float | None:
-    """Measure the peak memory of the weights and of all tensors of a pass.
-
-    Excludes other models in the process, scratch memory of CPU operators and what an
-    allocator keeps cached.
-
-    Args:
-        prepared (Prepared): A model that is warmed up.
-        device (str): Its device.
-
-    Returns:
-        float | None: MiB; None if another library runs the model.
-    """
-    if prepared.weights is None:
-        return None
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        prepared.forward()
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        peak = _cpu_peak(prepared.forward)
-    return (peak + prepared.weights) / 2**20
-
-
-def _cpu_peak(forward: Callable[[], object]) -> int:
-    """Peak in bytes of what a call allocates, from the profiler's memory events."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        with torch.profiler.profile(profile_memory=True, activities=[
-                torch.profiler.ProfilerActivity.CPU]) as profiler:
-            outputs = forward()  # keep them: freeing is not part of the call
-    results: Any = profiler.profiler
-    events = [event for event in results.kineto_results.events()
-              if event.name() == '[memory]']
-    start = 'start_ns' if events and hasattr(events[0], 'start_ns') else 'start_us'
-    now = peak = 0
-    for event in sorted(events, key=lambda event: getattr(event, start)()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    del outputs
-    return peak

@@ -2,339 +2,217 @@
 
 The published protocol (https://github.com/altair199797/LowFormer): random weights,
 inference mode, warm-up, then each pass timed on its own, with device events on CUDA.
-The median is reported. Parallel jobs each time their own copy; their medians are
-averaged.
+The median is reported.
 
 In addition, models of the same batch size and shape are timed in interleaved rounds, so
 that other load on the machine affects all of them. Their ratio is the median over
 rounds of the ratio of their medians in a round, and far more stable than milliseconds.
 """
-import contextlib
 import csv
 import itertools
 import json
 import math
-import multiprocessing
 import platform
-import queue
+import re
 import statistics
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rich.progress
 import torch
-from mmpretrain.apis import ModelHub
-from torch import Tensor
+from mmpretrain.apis import ModelHub, list_models
+from rich.console import Console
 
-from ..deploy import randomize, relative_error
-from ..errors import ExecutionError, InputError, explain
+from ..deploy import relative_error
+from ..errors import InputError, explain
 from ..files import whole_file
 from ..weights import FAMILIES
-from .backends import Forward, build_model, check_backend, peak_mib, prepare
+from .backends import build_model, check_backend, prepare
 from .models import find_model
 
-COLUMNS = ('model', 'backend', 'dtype', 'batch_size', 'height', 'width', 'median_ms',
-           'mean_ms', 'ms_per_image', 'images_per_s', 'ratio', 'ratio_min', 'ratio_max',
-           'peak_mib', 'deviation', 'passes', 'top1_reported')
 Rounds = list[list[float]]  # seconds by round and pass
-_job: dict[str, Any] = {}  # barrier and progress queue of a worker process
+# Progress bars of steps, with a description
+track = partial(rich.progress.track, transient=True, console=Console(stderr=True))
 
 
 class BenchmarkRun(NamedTuple):
-    """What is timed: a model in a backend, on images of a shape.
+    """What is timed: a model in a backend, on images of a shape."""
 
-    Args:
-        model (str): Name, see :func:`~.models.find_model`.
-        backend (str): See :mod:`.backends`.
-        dtype (str): 'fp32', 'fp16' or 'bf16'.
-        batch_size (int): Images per pass.
-        shape (tuple[int, int]): Their height and width.
-    """
-
-    model: str
-    backend: str
-    dtype: str
+    model: str  # see find_model()
+    backend: str  # see the module backends
+    dtype: str  # fp32, fp16 or bf16
     batch_size: int
-    shape: tuple[int, int]
+    height: int
+    width: int
+
+
+COLUMNS = (*BenchmarkRun._fields, 'median_ms', 'images_per_s', 'ratio', 'ratio_min',
+           'ratio_max', 'peak_mib', 'deviation', 'passes', 'top1_reported')
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to time (all combinations of the first five arguments), and how.
+    """How to time."""
 
-    Args:
-        models (Sequence[str]): Names, see :func:`~.models.find_model`.
-        backends (Sequence[str]): See :mod:`.backends`. Defaults to ('eager', ).
-        dtypes (Sequence[str]): Of 'fp32', 'fp16', 'bf16'. Defaults to ('fp32', ).
-        batch_sizes (Sequence[int]): Images per pass. Defaults to (1, ).
-        shapes (Sequence[tuple[int, int]]): Heights and widths.
-            Defaults to ((224, 224), ).
-        backbone (bool): Time backbones only. Defaults to False.
-        baseline (str, optional): Model that ratios refer to. Defaults to None, the
-            first.
-        device (str): 'cpu', 'cuda' or 'cuda:N'. Defaults to 'cpu'.
-        threads (int): CPU threads per process. Defaults to 1.
-        jobs (int): Processes that run the benchmark in parallel. Defaults to 1.
-        iterations (int): Timed passes per run. Defaults to 400.
-        max_seconds (float): Time limit for the passes of a run. Defaults to 60.
-        warmup (int): Warmup passes before timing. Defaults to 10.
-        rounds (int): Rounds that the passes are spread over. Defaults to 5.
-    """
-
-    models: Sequence[str]
-    backends: Sequence[str] = ('eager', )
-    dtypes: Sequence[str] = ('fp32', )
-    batch_sizes: Sequence[int] = (1, )
-    shapes: Sequence[tuple[int, int]] = ((224, 224), )
-    backbone: bool = False
-    baseline: str | None = None
-    device: str = 'cpu'
-    threads: int = 1
-    jobs: int = 1
-    iterations: int = 400
-    max_seconds: float = 60.
-    warmup: int = 10
-    rounds: int = 5
-
-    def groups(self) -> Iterator[list[BenchmarkRun]]:
-        """Yield groups of interleaved runs, one per batch size and shape."""
-        for shape, batch_size in itertools.product(self.shapes, self.batch_sizes):
-            yield [BenchmarkRun(*combination, batch_size, shape) for combination in
-                   itertools.product(self.models, self.backends, self.dtypes)]
-
-    @property
-    def num_steps(self) -> int:
-        """How often :func:`run_benchmark` reports progress."""
-        return sum(len(group) * (1 + min(self.rounds, self.iterations))
-                   for group in self.groups())
-
-    def check(self) -> None:
-        """Check, before any work, that everything can be timed.
-
-        Raises:
-            InputError: If a model, backend or device does not exist, a backend does
-                not support a dtype, or the baseline is not among the models.
-        """
-        for backend, dtype in itertools.product(self.backends, self.dtypes):
-            check_backend(backend, dtype)
-        for name in self.models:
-            find_model(name)
-        if self.baseline not in (None, *self.models):
-            raise InputError(f'the baseline {self.baseline} is not among the models '
-                             f'{", ".join(self.models)}.')
-        try:
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f'device {self.device} cannot be used; expected cpu, cuda '
-                             f'or cuda:N ({str(error).splitlines()[0]}).') from None
+    backbone: bool = False  # time backbones only
+    device: str = 'cpu'  # or cuda, cuda:N
+    threads: int = 1  # on the CPU
+    iterations: int = 400  # timed passes of a run
+    max_seconds: float = 60.  # for these passes; there is at least one per round
+    warmup: int = 10  # passes before timing, at least 1
+    rounds: int = 5  # that the passes are spread over
 
     def settings(self) -> dict[str, Any]:
         """How and where runs are timed: settings, hardware and versions."""
-        listed = ('models', 'backends', 'dtypes', 'batch_sizes', 'shapes')
-        kept = {key: value for key, value in asdict(self).items() if key not in listed}
-        return dict(kept, hardware=_hardware(self.device), torch=torch.__version__,
-                    python=platform.python_version())
+        return dict(asdict(self), hardware=_hardware(self.device),
+                    torch=torch.__version__, python=platform.python_version())
 
 
-class BenchmarkResult(NamedTuple):
-    """Result of a run.
-
-    Args:
-        run (BenchmarkRun): What was timed.
-        jobs (list[Rounds]): Seconds by job, round and pass.
-        peak_mib (float, optional): Peak memory, weights included.
-        deviation (float): Largest relative error of an output, compared with the
-            eager model in float32.
-    """
-
-    run: BenchmarkRun
-    jobs: list[Rounds]
-    peak_mib: float | None
-    deviation: float
+def _hardware(device: str) -> str:
+    """Name of the GPU or CPU."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name(device)
+    path = Path('/proc/cpuinfo')
+    found = path.exists() and re.search(r'model name\s*: (.+)', path.read_text())
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def run_benchmark(config: BenchmarkConfig,
-                  progress: Callable[[str], object]) -> list[BenchmarkResult]:
-    """Time all runs.
+def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[dict]:
+    """Time runs; neighbours of the same batch size and shape in interleaved rounds.
 
     Args:
-        config (BenchmarkConfig): What to time and how.
-        progress (Callable): Called ``config.num_steps`` times with the next step.
+        runs (Sequence[BenchmarkRun]): What to time.
+        config (BenchmarkConfig): How to time it.
 
     Returns:
-        list[BenchmarkResult]: By group of runs, then in the order of ``config``.
+        list[dict]: A row per run with the keys ``COLUMNS``; None for unknown values.
 
     Raises:
-        InputError: If a model cannot be timed.
-        ExecutionError: If a backend cannot run a model, or a job fails.
+        InputError: Before any work, if a model or backend does not exist, or a backend
+            does not support a dtype; later if a model cannot be timed.
+        ExecutionError: If the device cannot be used, or a backend cannot run a model.
     """
-    if config.jobs == 1:
-        return _time_all(config, progress, lambda: None)
-    context = multiprocessing.get_context('spawn')
-    barrier, messages = context.Barrier(config.jobs), context.Queue()
-    with ProcessPoolExecutor(config.jobs, context, _start_job,
-                             (barrier, messages)) as pool:
-        futures = [pool.submit(_time_in_job, config, job) for job in range(config.jobs)]
-        while not all(future.done() for future in futures):
-            with contextlib.suppress(queue.Empty):
-                progress(messages.get(timeout=0.2))
-    errors = [error for future in futures if (error := future.exception())]
-    for error in errors:
-        if isinstance(error, BrokenProcessPool):
-            raise ExecutionError('a job was killed, probably for lack of memory; try '
-                                 'fewer --jobs.') from error
-        if not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    return [same[0]._replace(jobs=[result.jobs[0] for result in same])
-            for same in zip(*(future.result() for future in futures))]
-
-
-def _start_job(barrier: Any, messages: Any) -> None:
-    _job.update(barrier=barrier, messages=messages)
-
-
-def _time_in_job(config: BenchmarkConfig, job: int) -> list[BenchmarkResult]:
-    """Time all runs in step with the other jobs; the first one reports progress."""
-    progress = _job['messages'].put if job == 0 else lambda message: None
-    try:
-        with explain(f'job {job} failed'):
-            return _time_all(config, progress, _job['barrier'].wait)
-    except Exception:
-        _job['barrier'].abort()  # or the others would wait forever
-        raise
-
-
-def _time_all(config: BenchmarkConfig, progress: Callable[[str], object],
-              wait: Callable[[], object]) -> list[BenchmarkResult]:
+    for run in runs:
+        check_backend(run.backend, run.dtype)
+    for name in dict.fromkeys(run.model for run in runs):
+        find_model(name)
+    with explain(f'device {config.device} (of cpu, cuda, cuda:N) cannot be used'):
+        torch.empty(1, device=config.device)
     threads, device = torch.get_num_threads(), torch.device(config.device)
     torch.set_num_threads(config.threads)
-    if device.index is not None:
+    if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)
+    rows = []
     try:
-        return [result for group in config.groups()
-                for result in _time_group(config, group, progress, wait)]
+        for _, group in itertools.groupby(runs, lambda run: run[3:]):
+            rows += _time_group([*group], config)
+            torch.compiler.reset()  # drop the graphs of this shape
     finally:
         torch.set_num_threads(threads)
+    return rows
 
 
-def _time_group(config: BenchmarkConfig, group: Sequence[BenchmarkRun],
-                progress: Callable[[str], object], wait: Callable[[], object]
-                ) -> list[BenchmarkResult]:
-    batch_size, (height, width) = group[0].batch_size, group[0].shape
+def _time_group(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[dict]:
+    """Time runs of the same batch size and shape."""
+    batch_size, height, width = runs[0][3:]
     images = f'{batch_size} x 3 x {height} x {width}'
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, 3, height, width, generator=generator)
     x = x.to(config.device)
-    models, results, clocks = {}, [], []
-    for run in group:
-        progress(f'{run.model}: preparing {run.backend}, {run.dtype}, {images}')
+    models, clocks, checks = {}, [], []
+    for run in track(runs, f'preparing {images}'):
         with explain(f'{run.model} cannot run with backend {run.backend} and '
                      f'{run.dtype} on {images} images on {config.device}'):
             if run.model not in models:
-                models[run.model] = _first_pass(run.model, config, x)
+                model = build_model(run.model, x, config.backbone)
+                models[run.model] = model, torch.inference_mode()(model)(x)
             model, reference = models[run.model]
-            prepared = prepare(model, run.backend, run.dtype, x)
+            forward, weights = prepare(model, run.backend, run.dtype, x)
             for _ in range(config.warmup):
-                outputs = prepared.forward()
+                outputs = forward()
             deviation = max(relative_error(y.float(), z.float())
                             for y, z in zip(outputs, reference))
-            memory = peak_mib(prepared, config.device)
-        results.append(BenchmarkResult(run, [], memory, deviation))
-        clocks.append(prepared.clock)
-
-    def before(index: int) -> None:
-        wait()
-        run = group[index]
-        progress(f'{run.model}: timing {run.backend}, {run.dtype}, {images}')
-
-    rounds = time_in_rounds(clocks, config.iterations, config.rounds,
-                            config.max_seconds, before)
-    torch.compiler.reset()  # drop the graphs of this shape
-    return [result._replace(jobs=[times]) for result, times in zip(results, rounds)]
+            memory = None if weights is None else (
+                weights + _peak_bytes(forward, x.is_cuda)) / 2**20
+        checks.append((memory, deviation))
+        clocks.append(partial(_seconds, forward, x.is_cuda))
+    times = _time_in_rounds(clocks, config)
+    return [_row(run, rounds, times[0], *check)
+            for run, rounds, check in zip(runs, times, checks)]
 
 
-def _first_pass(name: str, config: BenchmarkConfig, x: Tensor
-                ) -> tuple[Forward, Sequence[Tensor]]:
-    """Build a model, and run it eagerly in float32."""
-    model = build_model(name, config.device, config.backbone)
-    randomize(model.model, model.run, [x[:1]])  # with initial weights some overflow
-    with torch.inference_mode():
-        return model, model(x)
-
-
-def time_in_rounds(clocks: Sequence[Callable[[], float]], iterations: int, rounds: int,
-                   max_seconds: float, before: Callable[[int], object]) -> list[Rounds]:
-    """Time several calls in interleaved rounds.
-
-    Args:
-        clocks (Sequence[Callable]): Each runs one warmed-up pass and returns its
-            seconds.
-        iterations (int): Timed passes of each, over all rounds.
-        rounds (int): Number of rounds, at most ``iterations``.
-        max_seconds (float): Time limit for the passes of each, over all rounds. There
-            is at least one pass per round.
-        before (Callable): Called with the index of a clock before its turn.
-
-    Returns:
-        list[Rounds]: Seconds by clock, round and pass.
-    """
-    rounds = min(rounds, iterations)
+def _time_in_rounds(clocks: Sequence[Callable[[], float]], config: BenchmarkConfig
+                    ) -> list[Rounds]:
+    """Seconds by clock, round and pass; a clock runs a warmed-up pass and times it."""
+    rounds = min(config.rounds, config.iterations)
     times: list[Rounds] = [[] for _ in clocks]
-    for i in range(rounds):
-        share = iterations * (i + 1) // rounds - iterations * i // rounds
-        for index, clock in enumerate(clocks):
-            before(index)
-            clock()  # caches still hold data of the previous model
-            samples = [clock()]
-            while len(samples) < share and sum(samples) < max_seconds / rounds:
-                samples.append(clock())
-            times[index].append(samples)
+    turns = [*itertools.product(range(rounds), zip(clocks, times))]
+    for i, (clock, own) in track(turns, 'timing'):
+        clock()  # caches still hold data of the previous model
+        samples = [clock()]
+        for _ in range(i + rounds, config.iterations, rounds):
+            if sum(samples) >= config.max_seconds / rounds:
+                break
+            samples.append(clock())
+        own.append(samples)
     return times
 
 
-# ----------------------------------------------------------------------- results
+def _seconds(forward: Callable[[], object], cuda: bool) -> float:
+    """Seconds of a call; on CUDA between two events of the current device."""
+    if not cuda:
+        begin = time.perf_counter()
+        forward()
+        return time.perf_counter() - begin
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    forward()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
-def make_rows(config: BenchmarkConfig,
-              results: Sequence[BenchmarkResult]) -> list[dict]:
-    """Turn results into rows of a table.
+def _peak_bytes(forward: Callable[[], object], cuda: bool) -> int:
+    """Peak memory of the tensors that a call allocates.
 
-    Args:
-        config (BenchmarkConfig): What was timed.
-        results (Sequence[BenchmarkResult]): From :func:`run_benchmark`.
-
-    Returns:
-        list[dict]: A row per run with the keys ``COLUMNS``; None for unknown values.
+    Excludes scratch memory of CPU operators and what an allocator keeps cached.
     """
-    rows = []
-    for result in results:
-        group = [other for other in results if other.run[3:] == result.run[3:]]
-        baseline = next((other for other in group
-                         if other.run.model == config.baseline), group[0])
-        rows.append(_row(result, baseline))
-    return rows
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with torch.profiler.profile(profile_memory=True, activities=[
+                torch.profiler.ProfilerActivity.CPU]) as profile:
+            outputs = forward()  # keep them: freeing is not part of the call
+    results: Any = profile.profiler
+    events = [event for event in results.kineto_results.events()
+              if event.name() == '[memory]']
+    events.sort(key=lambda event: (  # before torch 2.4 in microseconds
+        event.start_ns() if hasattr(event, 'start_ns') else event.start_us()))
+    del outputs
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
-def _row(result: BenchmarkResult, baseline: BenchmarkResult) -> dict:
-    """Average seconds and ratios over jobs; sum images per second."""
-    run = result.run
-    samples = [[*itertools.chain(*rounds)] for rounds in result.jobs]
-    median = statistics.fmean(map(statistics.median, samples))
-    mean = statistics.fmean(map(statistics.fmean, samples))
+def _row(run: BenchmarkRun, rounds: Rounds, baseline: Rounds, peak_mib: float | None,
+         deviation: float) -> dict:
+    samples = [*itertools.chain(*rounds)]
+    median = statistics.median(samples)
     ratios = [statistics.median(own) / statistics.median(other)
-              for mine, theirs in zip(result.jobs, baseline.jobs)
-              for own, other in zip(mine, theirs)]
-    finite = math.isfinite(result.deviation)  # JSON has no NaN
-    values = (run.model, run.backend, run.dtype, run.batch_size, *run.shape,
-              1e3 * median, 1e3 * mean, 1e3 * median / run.batch_size,
-              len(result.jobs) * run.batch_size / median, statistics.median(ratios),
-              min(ratios), max(ratios), result.peak_mib,
-              result.deviation if finite else None, len(samples[0]),
-              reported_top1(run.model))
+              for own, other in zip(rounds, baseline)]
+    values = (*run, 1e3 * median, run.batch_size / median, statistics.median(ratios),
+              min(ratios), max(ratios), peak_mib,
+              deviation if math.isfinite(deviation) else None,  # JSON has no NaN
+              len(samples), reported_top1(run.model))
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -351,11 +229,8 @@ def reported_top1(name: str) -> float | None:
         if name in family.variants:
             figures = family.reported.figures.get(name, {})
             return figures.get('cls', {}).get('Top 1 Accuracy')
-    try:
-        results = ModelHub.get(name).results or []
-    except ValueError:  # not in the index
-        return None
-    return next((float(result.metrics['Top 1 Accuracy']) for result in results
+    results = ModelHub.get(name).results if name in list_models() else None
+    return next((float(result.metrics['Top 1 Accuracy']) for result in results or []
                  if result.dataset == 'ImageNet-1k'
                  and 'Top 1 Accuracy' in result.metrics), None)
 
@@ -366,7 +241,7 @@ def write_results(path: str | Path, rows: Sequence[dict],
 
     Args:
         path (str | Path): Name that ends in .csv or .json. JSON includes the settings.
-        rows (Sequence[dict]): From :func:`make_rows`.
+        rows (Sequence[dict]): From :func:`run_benchmark`.
         settings (dict): From :meth:`BenchmarkConfig.settings`.
     """
     with whole_file(path) as draft, open(draft, 'w', newline='', encoding='utf-8') as f:
@@ -399,14 +274,3 @@ def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
         raise InputError(
             f'{path} is not a result file ({type(error).__name__}: {error}); expected '
             'JSON written by benchmark.py --out.') from None
-
-
-def _hardware(device: str) -> str:
-    """Name of the GPU or CPU."""
-    if device.startswith('cuda'):
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from ..deploy import tensors_of
+
 aten = torch.ops.aten
 # Operators without a formula that do real work start with one of these names
 UNKNOWN = ('linalg_cholesky', 'linalg_inv', 'linalg_lstsq', 'linalg_lu', 'linalg_qr',
@@ -108,16 +110,26 @@ class Complexity(Cost):
     uncounted: dict[str, int] = field(default_factory=dict)
 
 
-class _Root(nn.Module):
-    """Names modules by their path in the model, whichever is called first."""
+class Forward(nn.Module):
+    """A model as a module from images to a tuple of tensors.
 
-    def __init__(self, model: nn.Module, run: Run) -> None:
+    Args:
+        model (nn.Module): The model.
+        run (Callable): Function that calls it with images.
+        dtype (torch.dtype, optional): For mixed precision. Defaults to None, float32.
+    """
+
+    def __init__(self, model: Any, run: Run, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
         self.run = run
+        self.dtype = dtype
 
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self.model, x)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> all tensors of the output."""
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=False
+                            ) if self.dtype else contextlib.nullcontext():
+            return tuple(tensors_of(self.run(self.model, x)))
 
 
 class _UnknownOperators(TorchDispatchMode):
@@ -136,15 +148,20 @@ class _UnknownOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(model: nn.Module, x: Tensor, run: Run | None = None) -> Complexity:
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """``model(x)``."""
+    return model(x)
+
+
+def count(model: nn.Module, x: Tensor, run: Run = call_model) -> Complexity:
     """Count the work of one forward pass.
 
     Args:
         model (nn.Module): The model. Runs in eval mode; its modes are restored.
         x (Tensor): Images, (B, C, H, W), on the device of the model. Their values do
             not matter on the meta device.
-        run (Callable, optional): Function that calls the model with ``x``.
-            Defaults to None, ``model(x)``.
+        run (Callable): Function that calls the model with ``x``. Defaults to
+            ``model(x)``.
 
     Returns:
         Complexity: Counts for the whole batch.
@@ -167,14 +184,14 @@ def count(model: nn.Module, x: Tensor, run: Run | None = None) -> Complexity:
 
 
 def count_operators(
-        model: nn.Module, x: Tensor, run: Run | None, *formulas: Formulas
+        model: nn.Module, x: Tensor, run: Run, *formulas: Formulas
 ) -> tuple[list[dict[str, Counter]], dict[str, int]]:
     """Sum formulas over the operators of a forward pass, by module.
 
     Args:
         model (nn.Module): The model. Runs in eval mode; its modes are restored.
         x (Tensor): Images, (B, C, H, W).
-        run (Callable, optional): See :func:`count`.
+        run (Callable): See :func:`count`.
         *formulas (dict): Operator of ``torch.ops.aten`` -> function of its argument
             shapes and ``out_shape``, as for `FlopCounterMode`, whose own FLOP formulas
             apply to all other operators.
@@ -183,7 +200,7 @@ def count_operators(
         tuple: For each of ``formulas``, module name -> operator -> sum ('' is the whole
         model); and the calls of operators that no formula covers.
     """
-    root = _Root(model, run or (lambda model, x: model(x)))
+    root = Forward(model, run)  # so that names of modules start at the model
     counters = [_flop_counter(root, table) for table in formulas]
     unknown = _UnknownOperators()
     training = {module: module.training for module in model.modules()}
@@ -201,7 +218,7 @@ def count_operators(
     return [_by_module(model, counter) for counter in counters], dict(unknown.calls)
 
 
-def _flop_counter(root: _Root, formulas: Formulas) -> FlopCounterMode:
+def _flop_counter(root: Forward, formulas: Formulas) -> FlopCounterMode:
     if digit_version(torch.__version__) < digit_version('2.4.0'):
         return FlopCounterMode(root, display=False, custom_mapping=formulas)
     return FlopCounterMode(display=False, custom_mapping=formulas)
@@ -231,7 +248,7 @@ def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, Counter]
     """
     counts = counter.get_flop_counts()
     result = {'': Counter(counts.get('Global', {}))}
-    prefix = f'{_Root.__name__}.model.'
+    prefix = f'{Forward.__name__}.model.'
     for name, module in reversed(list(model.named_modules())):
         if name:
             result[name] = Counter(counts.get(prefix + name)) or sum(

@@ -22,8 +22,8 @@ Not counted for any model: activation functions, residuals, the exponentials of 
 squares and unit normalisation in the distances of hashing (1.7 % more multiplications
 for PVTv2-B0), and memory traffic, which in practice costs more than arithmetic.
 """
+import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ from .complexity import (
     Run,
     Shape,
     attention_scores,
+    call_model,
     count_operators,
 )
 from .models import ModelSpec, run_without_data
@@ -101,14 +102,14 @@ def energy(spec: ModelSpec,
 
 
 def count_operations(model: nn.Module, x: Tensor,
-                     run: Run | None = None) -> dict[str, Operations]:
+                     run: Run = call_model) -> dict[str, Operations]:
     """Count the multiplications and additions of one forward pass.
 
     Args:
         model (nn.Module): The model.
         x (Tensor): Images, (B, C, H, W).
-        run (Callable, optional): Function that calls the model with ``x``.
-            Defaults to None, ``model(x)``.
+        run (Callable): Function that calls the model with ``x``. Defaults to
+            ``model(x)``.
 
     Returns:
         dict[str, Operations]: As from :func:`energy`.
@@ -116,13 +117,14 @@ def count_operations(model: nn.Module, x: Tensor,
     calls: dict[nn.Module, list[tuple[Shape, Shape]]] = {
         module: [] for module in model.modules()
         if _layer_part(module) or hasattr(module, 'count_operations')}
-    hooks = [module.register_forward_hook(_record_shapes(shapes))
-             for module, shapes in calls.items()]
-    try:
+
+    def record_shapes(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        calls[module].append((args[0].shape, output.shape))
+
+    with contextlib.ExitStack() as hooks:
+        for module in calls:
+            hooks.enter_context(module.register_forward_hook(record_shapes))
         (flops, scores), _ = count_operators(model, x, run, EXTRA_FLOPS, SCORES)
-    finally:
-        for hook in hooks:
-            hook.remove()
     macs = {name: counts.total() // 2 for name, counts in flops.items()}
     parts = {part: Operations()
              for part in (*LAYERS.values(), 'matmuls', 'hashing attention')}
@@ -145,12 +147,6 @@ def count_operations(model: nn.Module, x: Tensor,
 def _layer_part(module: nn.Module) -> str | None:
     return next((part for kind, part in LAYERS.items() if isinstance(module, kind)),
                 None)
-
-
-def _record_shapes(shapes: list[tuple[Shape, Shape]]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        shapes.append((args[0].shape, output.shape))
-    return hook
 
 
 def _extra_work(layer: Any, shapes: list[tuple[Shape, Shape]]) -> int:

@@ -1,5 +1,4 @@
 """Find a model by name or config, and count it."""
-import argparse
 import copy
 import difflib
 import warnings
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import InputError, explain
 from ..files import config_files
 from ..runs.configs import load_config
-from .complexity import Complexity, count
+from .complexity import Complexity, Run, call_model, count
 
 # Height and width of test images on ImageNet, COCO and ADE20K, as published
 INPUT_SHAPES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
@@ -42,31 +41,8 @@ class ModelSpec(NamedTuple):
 
     name: str
     build: Callable[[], nn.Module]
-    run: Callable[[nn.Module, Tensor], Any]
+    run: Run
     shape: tuple[int, int]
-
-
-def image_shape(text: str) -> tuple[int, int]:
-    """Parse an image shape on the command line, as a ``type`` of ``argparse``.
-
-    Args:
-        text (str): A side such as ``224``, or height and width such as ``800x1344``.
-
-    Returns:
-        tuple[int, int]: Height and width.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is neither.
-    """
-    try:
-        sides = [int(side) for side in text.lower().split('x')]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not an image shape; expected 224, or 800x1344 (height x '
-            'width)')
-    return sides[0], sides[-1]
 
 
 def find_model(name: str, options: dict | None = None) -> ModelSpec:
@@ -208,11 +184,6 @@ def _build_on_meta(spec: ModelSpec) -> nn.Module:
 
 
 # ------------------------------------------------------------- forward, by package
-
-
-def call_model(model: nn.Module, x: Tensor) -> Any:
-    """``model(x)``."""
-    return model(x)
 
 
 def _classify(model: nn.Module, x: Tensor) -> Any:

@@ -20,7 +20,8 @@ from PIL import Image
 from .scenes import GROUNDS, SHAPES, Scene, draw_scene, draw_single
 
 MINI_ROOT = 'data/mini'
-CLASSES = dict(coco=SHAPES, ade=GROUNDS + SHAPES, imagenet=SHAPES)
+# Labels of ImageNet's layout are the alphabetical ranks of the folders
+CLASSES = dict(coco=SHAPES, ade=GROUNDS + SHAPES, imagenet=tuple(sorted(SHAPES)))
 # Lists, because MMDetection takes a tuple for a single colour
 PALETTE = dict(
     coco=[(220, 20, 60), (0, 114, 189), (119, 171, 48), (237, 177, 32),

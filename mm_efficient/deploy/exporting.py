@@ -196,23 +196,25 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             warnings.catch_warnings(), \
             contextlib.redirect_stdout(io.StringIO()):  # exporters print
         warnings.simplefilter('ignore')
-        if format == 'onnx':
-            _write_onnx(module, path, x, static, metadata)
-        elif format == 'torchscript':
+        if format == 'torchscript':
             torch.jit.trace(module, x, check_trace=False).save(str(path))
+            return
+        # With named dimensions, as ONNX has them, PyTorch traces detectors twice
+        auto = torch.export.Dim.AUTO
+        dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
+        program = torch.export.export(module, (x, ), dynamic_shapes=dynamic)
+        if format == 'torch-export':
+            torch.export.save(program, path)
         else:
-            auto = torch.export.Dim.AUTO
-            dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
-            torch.export.save(
-                torch.export.export(module, (x, ), dynamic_shapes=dynamic), path)
+            _write_onnx(program, path, x, static, module.output_names, metadata)
 
 
-def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
-                ) -> None:
+def _write_onnx(exported: torch.export.ExportedProgram, path: Path, x: Tensor,
+                static: bool, output_names: Sequence[str], metadata: dict) -> None:
     dynamic = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
     program: Any = torch.onnx.export(
-        module, (x, ), dynamo=True, verbose=False, dynamic_shapes=dynamic,
-        input_names=[INPUT_NAME], output_names=list(module.output_names),
+        exported, (x, ), dynamo=True, verbose=False, dynamic_shapes=dynamic,
+        input_names=[INPUT_NAME], output_names=list(output_names),
         custom_translation_table=onnx_translations())
     program.model.producer_name = 'mm_efficient'
     program.model.producer_version = __version__

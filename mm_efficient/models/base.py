@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..weights.loading import load_pretrained
+from ..weights.loading import is_published, load_pretrained
 
 NUM_STAGES = 4
 MIN_IMAGE_SIZE = 32
@@ -166,6 +166,9 @@ class PyramidBackbone(BaseBackbone):
     def init_weights(self) -> None:
         """Initialise from scratch, or load the weights that ``init_cfg`` names.
 
+        ``published://<variant>`` of a variant whose weights were never published means
+        from scratch, with a warning.
+
         Raises:
             CheckpointError: If the weights of ``type='Pretrained'`` do not fit
                 completely, see
@@ -178,13 +181,14 @@ class PyramidBackbone(BaseBackbone):
         cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]
         pretrained = [cfg for cfg in cfgs
                       if cfg.get('type') in ('Pretrained', PretrainedInit)]
-        if not pretrained:
+        usable = [cfg for cfg in pretrained if is_published(cfg['checkpoint'])]
+        if not usable:
             self._init_from_scratch()
         # MMEngine would only warn about weights that do not fit
         self.init_cfg = [cfg for cfg in cfgs if cfg and cfg not in pretrained]
         super().init_weights()
         self.init_cfg = init_cfg
-        for cfg in pretrained:
+        for cfg in usable:
             load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'),
                             cfg.get('map_location', 'cpu'))
 

@@ -14,8 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from timm.models import FeatureInfo, register_model
 from torch import Tensor, nn
 
-from ..weights.download import published_weights
-from ..weights.family import FAMILIES, CheckpointError
+from ..weights.family import FAMILIES
 from ..weights.loading import load_pretrained, match_state_dict
 from .base import NUM_STAGES, PyramidBackbone
 
@@ -90,12 +89,12 @@ def _entrypoint(variant: str, backbone_cfg: Mapping) -> Callable[..., FeaturePyr
         if drop_path_rate is not None:
             settings.update(drop_path_rate=drop_path_rate)
         weights = {**(pretrained_cfg or {}), **(pretrained_cfg_overlay or {})}
-        source = _source(variant, weights.get('file')) if pretrained else None
+        source = weights.get('file') or f'published://{variant}'
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             backbone = MODELS.build(settings)
         _init_weights(backbone)
-        if source:
-            load_pretrained(backbone, source)
+        if pretrained:
+            load_pretrained(backbone, str(source))
         return FeaturePyramid(backbone)
 
     create.__name__ = create.__qualname__ = f'{PREFIX}{variant}'
@@ -121,17 +120,6 @@ def _init_weights(backbone: PyramidBackbone) -> None:
         backbone.init_weights()
     finally:
         logger.setLevel(level)
-
-
-def _source(variant: str, file: str | Path | None) -> str:
-    if file:
-        return str(file)
-    if variant in published_weights():
-        return f'published://{variant}'
-    raise CheckpointError(
-        f'no weights of {variant} are known by name: name a file with '
-        "pretrained_cfg_overlay=dict(file='PATH'), or one of the original authors "
-        "with file='published://PATH'")
 
 
 for _family in FAMILIES:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import config_files, join_root
 from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
-from .options import check_options
+from .overrides import check_options
 from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
 # Task packages and the extra of this package that installs them

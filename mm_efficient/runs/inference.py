@@ -14,8 +14,6 @@ from ..weights.checking import check_checkpoint
 from .model_checks import check_model, check_weights
 from .traversal import split_datasets
 
-SHORT_SIDE = 480  # pixels of images with class labels, whose text scales with them
-
 
 def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
     """Class names and, if available, the palette of a trained model.
@@ -79,6 +77,9 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
 
 
 def _build(cfg: Config, checkpoint: str, device: str, meta: dict) -> Any:
+    size = len(meta['classes']), 3
+    palette = np.random.RandomState(0).randint(256, size=size).tolist()
+    meta = {'palette': palette, **meta}
     if cfg.default_scope == 'mmpretrain':
         from mmpretrain.apis import ImageClassificationInferencer
         from mmpretrain.utils import progress
@@ -89,15 +90,12 @@ def _build(cfg: Config, checkpoint: str, device: str, meta: dict) -> Any:
         from mmdet.apis import DetInferencer
         cfg.visualizer = dict(type='DetLocalVisualizer')
         inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
-        meta = inferencer.visualizer.dataset_meta = {'palette': 'random', **meta}
+        inferencer.visualizer.dataset_meta = meta
     else:
         from mmseg.apis import MMSegInferencer
         cfg.visualizer = dict(type='SegLocalVisualizer')
         inferencer = MMSegInferencer(cfg, checkpoint, device=device)
         inferencer.show_progress = False
-        size = len(meta['classes']), 3
-        palette = np.random.RandomState(0).randint(256, size=size).tolist()
-        meta = {'palette': palette, **meta}
     inferencer.model.dataset_meta = meta
     return inferencer
 
@@ -131,7 +129,7 @@ def predict(inferencer: Any, task: str, image: Path, out_dir: Path,
             return found['predictions'][0]
         # The other two write files whose names may not be unique, or are numbers
         if task == 'mmpretrain':
-            found, = inferencer(source, show_dir=str(vis), resize=SHORT_SIDE)
+            found, = inferencer(source, show_dir=str(vis), resize=480)
             (vis / image.stem).with_suffix('.png').replace(vis / png)
             return {**found, 'pred_scores': found['pred_scores'].tolist()}
         labels = inferencer(source, out_dir=str(out_dir), opacity=0.5)['predictions']

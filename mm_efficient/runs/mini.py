@@ -1,8 +1,9 @@
 """Cut any config down to a miniature data set and two CPU cores.
 
-:func:`apply_mini` changes data, image size, batch size and schedule; model, losses and
-metrics are unchanged. So are the augmentations, except for classification, where they
-are weakened: the published ones suit hundreds of epochs on a million images.
+:func:`apply_mini` changes data, image size, batch size and schedule, and starts from
+scratch; model, losses and metrics are unchanged. So are the augmentations, except for
+classification, where they are weakened: the published ones suit hundreds of epochs on a
+million images.
 """
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from ..datasets.mini import CLASSES, MINI_ROOT, PALETTE, generate_dataset
 from ..errors import InputError
 from .classes import set_num_classes
+from .settings import start_from_scratch
 from .traversal import (
     SPLITS,
     leaf_datasets,
@@ -68,6 +70,7 @@ def apply_mini(cfg: Config, root: str | Path = MINI_ROOT) -> Config:
     recipe = RECIPES[scope]
     _use_data(cfg, MINI_DATA[scope], Path(root).as_posix())
     set_num_classes(cfg, len(CLASSES[MINI_DATA[scope]]))
+    start_from_scratch(cfg)
     _shrink_images(cfg, recipe['size'])
     _shrink_sampling(cfg.model)
     if scope == 'mmpretrain':

@@ -25,6 +25,7 @@ from ..models.base import PyramidBackbone
 from ..weights.checking import check_checkpoint
 from ..weights.family import CheckpointError
 from ..weights.loading import match_pretrained, match_state_dict, match_weights
+from ..weights.locating import NeverPublishedError
 from ..weights.matching import Mismatch, compare_state_dicts
 from ..weights.reading import SCHEME
 from .traversal import inner_model, type_name
@@ -188,8 +189,13 @@ def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
             content = check_checkpoint(path) or {}
             match_state_dict(
                 backbone, content.get('state_dict', content), path, prefix)
+    except NeverPublishedError:
+        pass  # training starts from scratch, and warns
     except (InputError, OSError, ImportError) as error:
-        raise InputError(f'model.backbone.init_cfg: {error}') from None
+        raise InputError(
+            f'model.backbone.init_cfg: {error}. To start from other weights, or from '
+            'scratch: --pretrained FILE or --pretrained none, in a config '
+            'model.backbone.init_cfg=None.') from None
 
 
 def check_teacher(cfg: Config) -> None:

@@ -22,7 +22,9 @@ from .coco import (
     own_categories,
     reads_coco,
 )
+from .data_checks import check_data
 from .label_maps import LabelFormat, find_label_format
+from .mini import generate_mini_data
 from .traversal import SPLITS, inner_model, split_datasets, type_name
 
 # Their heads have one output per class; those of SAN and depth estimators do not
@@ -42,6 +44,34 @@ class FoundClasses:
     names: list[str] | None = None
     label_format: LabelFormat | None = None
     replace: bool = False
+
+
+def check_splits(cfg: Config, splits: Sequence[str], mini: bool = False,
+                 classes: Sequence[str] | None = None, num_classes: int | None = None,
+                 trained: dict | None = None) -> FoundClasses:
+    """Check the data of several splits, and find their classes.
+
+    Args:
+        cfg (Config): See :func:`find_classes`.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
+        mini (bool): Whether to generate the miniature data set first, unless it is
+            there already. Defaults to False.
+        classes (Sequence[str], optional): See :func:`find_classes`.
+        num_classes (int, optional): See :func:`find_classes`.
+        trained (dict, optional): See :func:`find_classes`.
+
+    Returns:
+        FoundClasses: For :func:`use_classes` in the other processes.
+
+    Raises:
+        InputError: If data are missing or of the wrong kind, the miniature data set
+            cannot be written, or data, heads or checkpoint contradict each other.
+    """
+    if mini:
+        generate_mini_data(cfg.default_scope)
+    for split in splits:
+        check_data(cfg, split)
+    return find_classes(cfg, splits, classes, num_classes, trained)
 
 
 def find_classes(cfg: Config, splits: Sequence[str],

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import PretrainedInit
 
 from ..errors import InputError
 from ..files import is_local
 from ..weights.checking import check_checkpoint
+from ..weights.locating import locate
+from ..weights.reading import SCHEME
 from .model_checks import is_ours
 from .traversal import inner_model, split_datasets, type_name
 
@@ -37,32 +40,52 @@ def set_pretrained(cfg: Config, pretrained: str | Path) -> None:
 
     Args:
         cfg (Config): Changed in place.
-        pretrained (str | Path): Any checkpoint that ``init_cfg`` accepts, of the
-            backbone or of a model that contains it; 'none' to start from scratch.
+        pretrained (str | Path): File or URL of the authors' weights or of a model of
+            ours that contains the backbone, a name that
+            :func:`~mm_efficient.weights.locating.locate` knows, or any other checkpoint
+            that ``init_cfg`` accepts; 'none' to start from scratch.
 
     Raises:
-        InputError: If the model has no backbone, or the checkpoint is for a backbone
-            of another package and cannot be read.
+        InputError: If the model has no backbone, there are no such weights, or the
+            checkpoint is for a backbone of another package and cannot be read.
     """
-    model = inner_model(cfg.model)
-    backbone = model.get('backbone')
+    backbone, source = inner_model(cfg.model).get('backbone'), str(pretrained)
     if not isinstance(backbone, dict):
         raise InputError('--pretrained needs model.backbone, which the config does '
                          'not set. Use --cfg-options for the weights of other parts.')
-    for node in (model, backbone):  # legacy way to name weights
-        if node.get('pretrained'):
-            node['pretrained'] = None
-    backbone['init_cfg'] = None
-    if str(pretrained) == 'none':
+    start_from_scratch(cfg)
+    if source == 'none':
         return
-    init_cfg = dict(type='Pretrained', checkpoint=str(pretrained))
-    if not is_ours(backbone.get('type')) and is_local(init_cfg['checkpoint']):
+    init_cfg = dict(type='Pretrained', checkpoint=source)
+    if is_ours(backbone.get('type')):
+        locate(source.removeprefix(SCHEME))
+        if is_local(source) or source.startswith('http'):
+            init_cfg['checkpoint'] = SCHEME + source
+    elif is_local(source):
         # Our backbones find their part of a file; MMEngine would load nothing
-        content = check_checkpoint(init_cfg['checkpoint']) or {}
+        content = check_checkpoint(source) or {}
         if any(key.startswith('backbone.')
                for key in content.get('state_dict', content)):
             init_cfg['prefix'] = 'backbone.'
     backbone['init_cfg'] = init_cfg
+
+
+def start_from_scratch(cfg: Config) -> None:
+    """Let the backbone start from random weights, as its other ``init_cfg`` says.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    model = inner_model(cfg.model)
+    backbone = model.get('backbone') or {}
+    for node in (model, backbone):  # legacy way to name weights
+        if node.get('pretrained'):
+            node['pretrained'] = None
+    init_cfg = backbone.pop('init_cfg', None) or []
+    others = [each for each in (init_cfg if isinstance(init_cfg, list) else [init_cfg])
+              if each.get('type') not in ('Pretrained', PretrainedInit)]
+    if others:
+        backbone['init_cfg'] = others
 
 
 def use_amp(cfg: Config) -> None:
@@ -105,10 +128,10 @@ def use_auto_scale_lr(cfg: Config) -> None:
 
 def set_resume(cfg: Config, resume: bool | str | Path,
                allow_changes: bool = False) -> None:
-    """Resume a training run.
+    """Resume a training run, without the weights that it once started from.
 
     Args:
-        cfg (Config): Changed in place.
+        cfg (Config): Changed in place, with ``work_dir``.
         resume (bool | str | Path): A checkpoint; or True for the latest one in the
             work dir. If there is none, training starts from the beginning.
         allow_changes (bool): Whether the learning rate and the schedules of the config
@@ -116,6 +139,8 @@ def set_resume(cfg: Config, resume: bool | str | Path,
     """
     cfg.resume = True
     cfg.load_from = None if resume is True else str(resume)
+    if cfg.load_from or Path(cfg.work_dir, 'last_checkpoint').is_file():
+        start_from_scratch(cfg)
     if allow_changes:
         add_hook(cfg, dict(type='NewScheduleHook'))
 

@@ -13,9 +13,8 @@ from ..weights.checking import check_checkpoint
 from .configs import drop_teacher, load_config, require
 from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
-from .mini import generate_mini_data
 from .model_checks import check_model, check_weights
-from .own_data import FoundClasses, find_classes, use_classes
+from .own_data import FoundClasses, check_splits, use_classes
 from .runner import build_runner
 from .settings import add_hook, set_work_dir
 from .traversal import type_name
@@ -140,15 +139,12 @@ def _check_testing(cfg: Config, out: str | Path | None, mini: bool,
     """Check data and weights; return the classes."""
     if out is not None:
         check_output(out, ('.pkl', '.pickle'))
-    if mini:
-        generate_mini_data(cfg.default_scope)
-    check_data(cfg, 'test')
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
            if type_name(hook) == 'PreciseBNEvalHook'):
         check_data(cfg, 'train')
     weights = check_checkpoint(cfg.load_from)
     trained = ((weights or {}).get('meta') or {}).get('dataset_meta')
-    found = find_classes(cfg, ('test', ), classes, num_classes, trained)
+    found = check_splits(cfg, ('test', ), mini, classes, num_classes, trained)
     check_model(cfg, pretrained=False)
     check_tta(cfg)
     if weights is not None:

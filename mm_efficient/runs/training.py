@@ -9,12 +9,10 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..errors import InputError
 from ..weights.checking import check_checkpoint
 from .configs import load_config, require
-from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
-from .mini import generate_mini_data
 from .model_checks import check_model, check_teacher, check_weights
-from .options import check_length, check_save_best
-from .own_data import FoundClasses, find_classes, use_classes
+from .overrides import check_length, check_save_best
+from .own_data import FoundClasses, check_splits, use_classes
 from .resuming import check_same_training, record_processes
 from .runner import build_runner, check_num_batches
 from .settings import (
@@ -57,8 +55,9 @@ def train(config: str | Path | Config,
         classes (Sequence[str], optional): Names of the classes of the data, see
             docs/own_data.md. Defaults to None: the categories of the annotation file,
             the names of the class folders, else those of the config.
-        pretrained (str | Path, optional): Checkpoint the backbone starts from, or
-            'none' to start from scratch. Defaults to None, as the config says.
+        pretrained (str | Path, optional): Weights the backbone starts from: a file, a
+            URL, a name, or 'none' to start from scratch; see
+            :func:`~.settings.set_pretrained`. Defaults to None, as the config says.
         resume (bool | str | Path, optional): Checkpoint to continue from, or True for
             the latest one in the work dir. Defaults to None, a new run.
         allow_changes (bool): Whether to resume although batch size, optimizer, schedule
@@ -153,19 +152,12 @@ def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
                     num_classes: int | None, allow_changes: bool
                     ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
-    def check_training_data() -> FoundClasses:
-        if mini:
-            generate_mini_data(cfg.default_scope)
-        for split in SPLITS:
-            check_data(cfg, split)
-        return find_classes(cfg, SPLITS, classes, num_classes)
-
     # The classes of the miniature data are known, and it takes time to generate
-    found = None if mini else check_training_data()
+    found = None if mini else check_splits(cfg, SPLITS, mini, classes, num_classes)
     check_model(cfg)
     check_teacher(cfg)
     seed = check_start(cfg, allow_changes)
-    return seed, found or check_training_data()
+    return seed, found or check_splits(cfg, SPLITS, mini, classes, num_classes)
 
 
 def check_start(cfg: Config, allow_changes: bool = False) -> int | None:

@@ -1,32 +1,22 @@
 """Attention maps, in the form in which each family computes attention.
 
-========================  ====================================================
-SOFT, stages 1 to 3       the token's row of the attention matrix, which may be
-                          negative; its Gaussian kernel with the landmarks
-SOFT, stage 4             softmax rows of the token and of the class token
-EcoFormer, stages 1 to 3  similarity of hash codes with the token's
-EcoFormer, stage 4        softmax row of the token
-SwiftFormer               weights of the tokens in the global query
-LowFormer                 softmax row of the token, on the reduced grid
-ReduceFormer              share of each position in each channel
-========================  ====================================================
-
 The attention modules compute the maps themselves, see
-:class:`~mm_efficient.models.attention_maps.Mappable`.
+:class:`~mm_efficient.models.attention_maps.Mappable`; the help of
+``tools/visualization/attention_maps.py`` lists them.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models.attention_maps import AttentionMap, Mappable, Token
 from ..models.base import PyramidBackbone
-from .figures import draw_row, grid_figure
+from .figures import MapRow, draw_maps
 
 
 def attention_layers(backbone: PyramidBackbone) -> dict[str, Mappable]:
@@ -61,29 +51,23 @@ def attention_maps(backbone: PyramidBackbone, x: Tensor, pixel: tuple[int, int],
         layers (Sequence[str]): Names from :func:`attention_layers`.
 
     Returns:
-        dict[str, list[AttentionMap]]: Maps by layer name, on the CPU.
+        dict[str, list[AttentionMap]]: Maps by layer name, on the device of ``x``.
     """
     maps: dict[str, list[AttentionMap]] = {}
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         stride = _stride(name)
         grid = -(-x.shape[2] // stride), -(-x.shape[3] // stride)
         token = Token(pixel[0] // stride, pixel[1] // stride, grid, stride)
+        maps[name] = module.attention_maps(inputs[0], token)
 
-        def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            maps[name] = module.attention_maps(inputs[0], token)
-        return record
-
-    handles = [backbone.get_submodule(name).register_forward_pre_hook(recorder(name))
-               for name in layers]
+    handles = [backbone.get_submodule(name).register_forward_pre_hook(
+        partial(record, name)) for name in layers]
     try:
         backbone(x)
     finally:
         for handle in handles:
             handle.remove()
-    for found in maps.values():
-        for each in found:
-            each.values, each.summary = each.values.cpu(), each.summary.cpu()
     return maps
 
 
@@ -101,19 +85,14 @@ def draw_attention(image: np.ndarray, maps: dict[str, list[AttentionMap]],
     Returns:
         Figure: Figure to save with :func:`~.figures.save_figure`.
     """
-    rows = [(name, each, _panels(each, num_heads))
-            for name, found in maps.items() for each in found]
-    figure, panels = grid_figure(len(rows), 1 + max(len(views) for *_, views in rows),
-                                 image.shape[1] / image.shape[0])
-    for row, (name, each, views) in zip(panels, rows):
-        draw_row(row, image, f'{layer_title(name)}\n{each.title}', views, each.extent,
-                 each.signed)
-        if each.by_token:
-            stride = _stride(name)
-            corner = pixel[1] // stride * stride, pixel[0] // stride * stride
-            row[0].add_patch(Rectangle(corner, stride, stride, fill=False,
-                                       edgecolor='lime', linewidth=1.5))
-    return figure
+    rows = []
+    for name, found in maps.items():
+        stride = _stride(name)
+        frame = pixel[1] // stride * stride, pixel[0] // stride * stride, stride
+        rows += [MapRow(f'{layer_title(name)}\n{each.title}', _panels(each, num_heads),
+                        each.extent, each.signed, frame if each.by_token else None)
+                 for each in found]
+    return draw_maps(image, rows)
 
 
 def layer_title(layer: str) -> str:

@@ -20,6 +20,20 @@ from .family import FAMILIES, CheckpointError, Family, Layout, Source, Tensors
 from .matching import list_some, nested_state_dicts, strip_wrappers
 
 
+class OwnCheckpointError(CheckpointError):
+    """A checkpoint to convert is in our layout already."""
+
+
+class UnknownWeightsError(CheckpointError):
+    """A checkpoint to convert holds tensors of no known family.
+
+    Attributes:
+        checkpoint (Mapping): The checkpoint.
+    """
+
+    checkpoint: Mapping
+
+
 @dataclass(frozen=True)
 class Conversion:
     """Result of :func:`convert_checkpoint`.
@@ -57,8 +71,10 @@ def convert_checkpoint(checkpoint: Mapping) -> Conversion:
         ``strict=True``. Tensors are copies and keep their type.
 
     Raises:
-        CheckpointError: If the content is not a checkpoint, of an unknown family,
-            already converted, or does not match the model tensor by tensor.
+        OwnCheckpointError: If it is converted already, or written by MMEngine.
+        UnknownWeightsError: If it is of no known family.
+        CheckpointError: If it is not a checkpoint, or does not match the model
+            tensor by tensor.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
@@ -90,14 +106,13 @@ def _refuse_our_own(checkpoint: Mapping) -> None:
         return
     if 'mm_efficient' in meta:
         origin = meta['mm_efficient']
-        raise CheckpointError(
+        raise OwnCheckpointError(
             f'already converted ({origin["family"]} {origin["arch"]}): use '
-            'the file directly, without published://')
+            'the file directly')
     if 'mmengine_version' in meta:
-        raise CheckpointError(
+        raise OwnCheckpointError(
             'this checkpoint was written by MMEngine, not published by the '
-            "authors of a model: use it directly (--resume, load_from or "
-            "init_cfg=dict(type='Pretrained', ...)), without published://")
+            'authors of a model: there is nothing to convert')
 
 
 def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tensor]]:
@@ -118,7 +133,7 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
                 matches.setdefault(family.name, []).append(
                     (family, layout, entry, tensors))
     if not matches:
-        _raise_unknown(found)
+        raise _unknown(checkpoint, found)
     if len(matches) > 1:
         raise CheckpointError(
             f'holds weights of several families ({", ".join(matches)}); pass '
@@ -135,17 +150,19 @@ def _recognise(checkpoint: Mapping) -> tuple[Family, Layout, str, dict[str, Tens
     return min(candidates, key=rank)
 
 
-def _raise_unknown(found: Mapping[str, Tensors]) -> None:
+def _unknown(checkpoint: Mapping, found: Mapping[str, Tensors]) -> CheckpointError:
     entry, tensors = max(found.items(), key=lambda item: len(item[1]))
     if 'head.fc.weight' in tensors:
-        raise CheckpointError(
+        return OwnCheckpointError(
             f'the keys in {entry} are those of an OpenMMLab classifier '
-            'already: use the file directly, without published://')
+            'already: use the file directly')
     known = ', '.join(sorted(family.name for family in FAMILIES))
-    raise CheckpointError(
+    error = UnknownWeightsError(
         f'of no known family (known: {known}). {entry} has {len(tensors)} '
         f'tensors: {list_some(tensors)}. Pass a file published by the authors of '
         'one of these families')
+    error.checkpoint = checkpoint
+    return error
 
 
 def _convert(layout: Layout, tensors: Tensors, targets: Tensors, what: str

@@ -8,29 +8,9 @@ from urllib.parse import urlparse
 import torch
 from filelock import FileLock
 
-from .family import FAMILIES, CheckpointError
+from .family import CheckpointError
 
 HUB_FILE = 'model.safetensors'
-
-
-def online_address(name: str) -> str | None:
-    """Look up the URL of weights by name.
-
-    Args:
-        name (str): A variant, such as 'ecoformer_pvt_b0', or 'timm/MODEL.TAG'.
-
-    Returns:
-        str | None: A URL for :func:`fetch`; None if the name is unknown.
-    """
-    if re.fullmatch(r'timm/[\w.-]+', name):
-        return name
-    return published_weights().get(name)
-
-
-def published_weights() -> dict[str, str]:
-    """Map the names of all downloadable weights to their URLs."""
-    return {name: address for family in FAMILIES
-            for name, address in family.downloads.items()}
 
 
 def fetch(address: str) -> Path:
@@ -86,27 +66,38 @@ def _download(url: str, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), progress=True)
     except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(
-            f'{url}: download failed ({error}); check the URL and '
-            'the connection, or download the file and pass its path') from error
+        raise _failed(url, error) from error
 
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
     try:
         path = Path(hf_hub_download(name, HUB_FILE))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().split('\n')[0]
-        known = ', '.join(address for address in published_weights().values()
-                          if address.startswith('timm/'))
-        raise CheckpointError(
-            f'{name}: download from the Hugging Face hub failed ({reason}). '
-            f'Check the connection and the name (known: {known}), or download '
-            f'{HUB_FILE} yourself and pass its path') from error
+    except Exception as error:  # of whichever HTTP library it uses
+        raise _failed(hub_url(name), error) from error
     # The cache stores large files under their SHA-256 and links to them
     blob = path.resolve().name
     return _checked(path, name, blob if re.fullmatch('[0-9a-f]{64}', blob) else '')
+
+
+def hub_url(name: str, endpoint: str | None = None) -> str:
+    """URL of the weights of a timm model.
+
+    Args:
+        name (str): 'timm/MODEL.TAG'.
+        endpoint (str, optional): Address of the hub. Defaults to None, the one that
+            huggingface_hub is set to.
+    """
+    from huggingface_hub import hf_hub_url
+    return hf_hub_url(name, HUB_FILE, endpoint=endpoint)
+
+
+def _failed(url: str, error: BaseException) -> CheckpointError:
+    while error.__cause__:  # what a library has wrapped in general advice
+        error = error.__cause__
+    reason = (str(error).strip() or type(error).__name__).partition('\n')[0]
+    return CheckpointError(f'{url}: download failed ({reason.rstrip(".")}). Check the '
+                           'address and the connection')
 
 
 def _checked(path: Path, address: str, expected: str) -> Path:

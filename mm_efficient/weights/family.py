@@ -114,6 +114,9 @@ class Family(ABC):
         downloads (Mapping[str, str]): Variant -> URL of its published weights,
             where they can be downloaded without a browser; see
             :func:`.download.fetch`.
+        files (Mapping[str, tuple[str, ...]]): Variant -> names, without suffix, of the
+            authors' own file, as on the page ``code``. Variants in neither mapping
+            have never been published.
         entries (tuple[str]): Where the weights may be nested in a file, the
             preferred place first; places not listed come last.
         reported (Reported): Results that the authors report.
@@ -130,6 +133,7 @@ class Family(ABC):
     variants: Mapping[str, dict]
     dense: Mapping[str, Any] = {}
     downloads: Mapping[str, str] = {}
+    files: Mapping[str, tuple[str, ...]] = {}
     entries: tuple[str, ...] = (
         'model_ema', 'state_dict_ema', 'ema', 'model', 'state_dict')
     reported = Reported({})

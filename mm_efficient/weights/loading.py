@@ -1,21 +1,25 @@
 """Loading pretrained weights completely or not at all."""
+import logging
 import os
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from .family import CheckpointError
+from .locating import NeverPublishedError, locate
 from .matching import (
     Mismatch,
     compare_state_dicts,
     nested_state_dicts,
     strip_wrappers,
 )
-from .reading import SCHEME, read_untrusted
+from .reading import SCHEME, read_published, read_untrusted
 
 # What a check has read, cached for loading; see `_read`
 _kept: dict[tuple[str, int | None], Any] = {}
@@ -42,7 +46,41 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     backbone.load_state_dict(state_dict, strict=False)
     print_log(
         f'{type(backbone).__name__}: loaded {len(state_dict)} tensors from '
-        f'{checkpoint}', logger='current')
+        f'{_origin(checkpoint)}', logger='current')
+
+
+def _origin(checkpoint: str) -> str:
+    """Name of weights, with the file or address that they come from."""
+    name = checkpoint.removeprefix(SCHEME)
+    place = locate(name) if name != checkpoint else name
+    return checkpoint if place == name else f'{checkpoint} ({place})'
+
+
+def is_published(checkpoint: str) -> bool:
+    """Tell whether there are weights to load, and warn if they were never published.
+
+    Args:
+        checkpoint (str): See :func:`match_pretrained`.
+
+    Returns:
+        bool: False if it is ``published://<variant>`` of a variant without any weights.
+        Training then starts from scratch.
+    """
+    if not checkpoint.startswith(SCHEME):
+        return True
+    try:
+        locate(checkpoint.removeprefix(SCHEME))
+    except NeverPublishedError as error:
+        text = f'TRAINING STARTS FROM SCRATCH: {error}.'
+        lines = textwrap.wrap(text.replace('--pretrained ', '--pretrained\xa0'), 76,
+                              break_on_hyphens=False, break_long_words=False)
+        frame = ['', '#' * 80, *(f'# {line:76} #' for line in lines), '#' * 80]
+        print_log('\n'.join(frame).replace('\xa0', ' '), logger='current',
+                  level=logging.WARNING)
+        return False
+    except CheckpointError:  # is raised by whoever loads them
+        pass
+    return True
 
 
 def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
@@ -65,8 +103,9 @@ def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = 
     Raises:
         CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
-    loaded = _read(checkpoint, keep, lambda source: CheckpointLoader.load_checkpoint(
-        source, map_location))
+    loaded = _read(checkpoint, keep, (
+        read_published if checkpoint.startswith(SCHEME) else
+        lambda source: CheckpointLoader.load_checkpoint(source, map_location)))
     if not isinstance(loaded, dict):
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
@@ -82,7 +121,8 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
     Extra tensors are ignored only for modules that the backbone lacks, such as stages
     after the last of ``out_indices``. Tensors may be missing only if they match
     ``DENSE_ONLY``. A backbone that accepts weights of a related form has a method
-    ``adapt_weights``.
+    ``adapt_weights``. The first convolution of RGB weights is adapted to other numbers
+    of image channels as timm does it.
 
     Args:
         backbone (PyramidBackbone): Backbone for the weights; not changed.
@@ -99,6 +139,7 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
     weights = _select(state_dict, prefix)
     if hasattr(backbone, 'adapt_weights'):
         weights = backbone.adapt_weights(weights)
+    weights = _adapt_input(backbone, weights)
     found = compare_state_dicts(backbone.state_dict(), weights)
     mismatch = Mismatch(
         [key for key in found.missing
@@ -111,6 +152,21 @@ def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],
             "Nothing was loaded. Check arch and prefix; write the authors' own file "
             'as published://PATH')
     return weights
+
+
+def _adapt_input(backbone: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adapt the first convolution of weights for RGB images to ``in_channels``."""
+    convs = [f'stem.{name}' for name, parameter in backbone.stem.named_parameters()
+             if parameter.ndim == 4]
+    name = convs[0] if convs else ''
+    if (backbone.in_channels == 3 or name not in weights
+            or weights[name].ndim != 4 or weights[name].shape[1] != 3):
+        return weights
+    if not next(backbone.parameters()).is_meta:  # not in a check
+        print_log(f'{type(backbone).__name__}: adapted {name} from 3 to '
+                  f'{backbone.in_channels} image channels', logger='current')
+    return {**weights, name: adapt_input_conv(
+        backbone.in_channels, weights[name])}
 
 
 def _select(state_dict: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
@@ -167,10 +223,7 @@ def match_weights(model: nn.Module, source: str, keep: bool = False
         CheckpointError: If the file is missing or cannot be read, or a tensor is
             missing, unexpected or of another shape.
     """
-    try:
-        content = _read(source, keep, read_untrusted)
-    except FileNotFoundError as error:
-        raise CheckpointError(str(error)) from None
+    content = _read(source, keep, read_untrusted)
     expected = model.state_dict()
     found = [strip_wrappers(tensors) for _, tensors in nested_state_dicts(content)] \
         if isinstance(content, Mapping) else []
@@ -189,7 +242,7 @@ def _read(source: str, keep: bool, reader: Callable[[str], Any]) -> Any:
 
     With ``keep`` the content stays until the next call, unless the file changes.
     """
-    path = source.removeprefix(SCHEME)
+    path = locate(source.removeprefix(SCHEME))
     key = (source, os.stat(path).st_mtime_ns if os.path.isfile(path) else None)
     content = _kept.pop(key) if key in _kept else reader(source)
     if keep:

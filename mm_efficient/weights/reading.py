@@ -4,30 +4,36 @@ import os
 import re
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..files import whole_file
-from .conversion import Conversion, convert_checkpoint
-from .download import discard, fetch, online_address, published_weights
-from .family import CheckpointError
+from .conversion import (
+    Conversion,
+    OwnCheckpointError,
+    UnknownWeightsError,
+    convert_checkpoint,
+)
+from .download import HUB_FILE, discard, fetch
+from .family import FAMILIES, CheckpointError
+from .locating import checkpoints_folder, locate
 
 SCHEME = 'published://'
 
 
-def convert_file(source: str) -> Conversion:
+def convert_file(source: str | Path) -> Conversion:
     """Read a published checkpoint and convert it.
 
     Args:
-        source (str): Path, any MMEngine checkpoint URI, or a downloadable name: a
-            variant ('ecoformer_pvt_b0') or 'timm/MODEL.TAG'; with or without
+        source (str | Path): See :func:`.locating.locate`; with or without
             ``published://``.
 
     Returns:
@@ -35,15 +41,28 @@ def convert_file(source: str) -> Conversion:
 
     Raises:
         CheckpointError: If the file cannot be fetched, read or converted.
-        FileNotFoundError: If there is no such file.
     """
-    source = str(source)
-    source = source[len(SCHEME):] if source.startswith(SCHEME) else source
-    checkpoint = read_untrusted(source)
+    source = str(source).removeprefix(SCHEME)
+    return _convert(source, read_untrusted(source))
+
+
+def read_published(uri: str) -> Any:
+    """Read the weights of a backbone: published ones, which are converted, or ours.
+
+    Args:
+        uri (str): ``published://`` and a source for :func:`.locating.locate`.
+
+    Returns:
+        Any: A checkpoint of the ``ImageClassifier``; what the file holds if it is none
+        of the authors', such as a checkpoint of ours or the weights of a backbone.
+
+    Raises:
+        CheckpointError: If the file cannot be fetched, read or converted.
+    """
     try:
-        return convert_checkpoint(checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f'{source}: {error}') from None
+        return load_from_published(uri)
+    except UnknownWeightsError as error:  # are compared with the backbone next
+        return error.checkpoint
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
@@ -51,16 +70,30 @@ def load_from_published(filename: str, map_location: Any = None) -> dict:
     """Load ``published://`` URIs for MMEngine: read, convert, report.
 
     Args:
-        filename (str): ``published://`` and a source for :func:`convert_file`.
+        filename (str): ``published://`` and a source for :func:`.locating.locate`.
         map_location (optional): Ignored; the weights stay on the CPU.
             Defaults to None.
 
     Returns:
-        dict: ``dict(meta=..., state_dict=...)`` of the ``ImageClassifier``.
+        dict: ``dict(meta=..., state_dict=...)`` of the ``ImageClassifier``, or a
+        checkpoint of ours as it is.
     """
-    conversion = convert_file(filename)
+    source = filename.removeprefix(SCHEME)
+    content = read_untrusted(source)
+    try:
+        conversion = _convert(source, content)
+    except OwnCheckpointError:
+        return content
     print_log(f'Converted {filename}\n{conversion.report}', logger='current')
     return conversion.checkpoint
+
+
+def _convert(source: str, checkpoint: Any) -> Conversion:
+    try:
+        return convert_checkpoint(checkpoint)
+    except CheckpointError as error:
+        error.args = (f'{source}: {error}', )
+        raise
 
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
@@ -80,33 +113,32 @@ def read_untrusted(source: str) -> Any:
     """Read a file without executing anything in it.
 
     Args:
-        source (str): Path, any MMEngine checkpoint URI, or a known name.
+        source (str): See :func:`.locating.locate`.
 
     Returns:
         Any: Its content, on the CPU.
 
     Raises:
-        CheckpointError: If the file cannot be fetched or read.
-        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file cannot be found, fetched or read.
     """
-    if re.match('https?://', source):
-        return _read_online(source)
-    if '://' in source:
-        with _untrusted(source):
-            return CheckpointLoader.load_checkpoint(source, 'cpu')
-    path = Path(source).expanduser()
-    if path.is_file():
-        return _read_file(path, source)
-    address = online_address(source)
-    if address is not None:
-        return _read_online(address)
-    raise FileNotFoundError(
-        f'{source}: no such file, nor weights known by this name (known: '
-        f'{", ".join(published_weights())}, timm/MODEL.TAG)')
+    address = locate(source)
+    if os.path.isfile(address):
+        return _read_file(Path(address), address)
+    if re.match('https?://|timm/', address):
+        return _read_online(address, source)
+    with _untrusted(source):
+        return CheckpointLoader.load_checkpoint(source, 'cpu')
 
 
-def _read_online(address: str) -> Any:
-    path = fetch(address)
+def _read_online(address: str, source: str) -> Any:
+    try:
+        path = fetch(address)
+    except CheckpointError as error:
+        suffix = Path(HUB_FILE if address.startswith('timm/') else address).suffix
+        known = any(source in family.variants for family in FAMILIES)
+        place = f'save it as {checkpoints_folder().absolute() / source}{suffix}'
+        raise CheckpointError(f'{error}, or download the file elsewhere and '
+                              f'{place if known else "pass its path"}') from error
     try:
         return _read_file(path, address)
     except CheckpointError as error:
@@ -167,12 +199,38 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def _history_method(owner: Any, name: str) -> Callable:
+    """``getattr`` for MMEngine's logs, which name methods of their class."""
+    if owner is not HistoryBuffer or name not in ('mean', 'min', 'max', 'current'):
+        raise TypeError(f'refused to get {name} of {owner}')
+    return getattr(owner, name)
+
+
+def _named(function: Callable, module: str, name: str) -> Callable:
+    """Let a function stand for another one that a file may name."""
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, call.__name__, call.__qualname__ = module, name, name
+    return call
+
+
+_NUMPY: list[Any] = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
+# Beyond tensors: arguments of training scripts, and what MMEngine stores with weights
+PLAIN_DATA = [
+    argparse.Namespace, HistoryBuffer, np.ndarray, np.dtype,
+    *{type(np.dtype(kind)) for kind in np.typecodes['AllInteger'] + 'efdg?'},
+    _named(_history_method, 'builtins', 'getattr'),
+    *(_named(function, f'{package}.multiarray', function.__name__)
+      for package in ('numpy.core', 'numpy._core')  # before and since NumPy 2
+      for function in _NUMPY)]
+
+
 @contextmanager
 def _untrusted(name: str) -> Iterator[None]:
     """Context in which ``torch.load`` accepts only tensors and plain data.
 
-    ``argparse.Namespace`` is accepted too, from PyTorch 2.5 on: training scripts store
-    their arguments alongside the weights.
+    From PyTorch 2.5 on, the latter includes ``PLAIN_DATA``.
 
     Raises:
         CheckpointError: If the file cannot be read, with ``name`` and the reason.
@@ -182,7 +240,7 @@ def _untrusted(name: str) -> Iterator[None]:
     before = os.environ.get(variable)
     os.environ[variable] = '1'
     try:
-        with allow([argparse.Namespace]) if allow else nullcontext():
+        with allow(PLAIN_DATA) if allow else nullcontext():
             yield
     except (FileNotFoundError, PermissionError, ImportError):
         raise
@@ -203,11 +261,7 @@ def _why_unreadable(error: Exception) -> str:
         detail = ' '.join(f'{type(error).__name__} {detail}'.split())
         return ('not a checkpoint, or an incomplete one; get the file again '
                 f'({textwrap.shorten(detail, 120)})')
-    kind = refused[1].rstrip('.')
-    if kind.startswith('mmengine.'):
-        return ('was written by MMEngine, not published by the authors of a '
-                'model: use it directly, without published://')
-    return (f'holds a Python object of type {kind}, and an untrusted file may '
-            'hold only tensors and plain data. If you trust its origin, save '
+    return (f'holds a Python object of type {refused[1].rstrip(".")}, and an untrusted '
+            'file may hold only tensors and plain data. If you trust its origin, save '
             'the weights alone: torch.save(torch.load(path, '
             "weights_only=False)['state_dict'], 'weights.pth')")

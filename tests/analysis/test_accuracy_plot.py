@@ -9,7 +9,7 @@ SETTINGS = dict(device='cpu', threads=1, hardware='a CPU')
 
 def make_row(model, ms, accuracy, backend='eager', size=224):
     known = dict(model=model, backend=backend, dtype='fp32', batch_size=1, height=size,
-                 width=size, ms_per_image=ms, top1_reported=accuracy)
+                 width=size, median_ms=ms, top1_reported=accuracy)
     return dict.fromkeys(COLUMNS) | known
 
 

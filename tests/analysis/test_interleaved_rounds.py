@@ -1,28 +1,23 @@
-"""The benchmark: rounds, statistics, backends and parallel jobs."""
+"""The benchmark: rounds, statistics and backends."""
 import csv
 import functools
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
 from torch import nn
 
-from mm_efficient.analysis import backends, benchmark
-from mm_efficient.analysis.backends import Forward, Prepared, build_model
+from mm_efficient.analysis import ModelSpec, backends, benchmark
+from mm_efficient.analysis.backends import build_model
 from mm_efficient.analysis.benchmark import (
     BenchmarkConfig,
-    BenchmarkResult,
     BenchmarkRun,
-    make_rows,
     read_results,
     reported_top1,
     run_benchmark,
-    time_in_rounds,
     write_results,
 )
+from mm_efficient.analysis.complexity import Forward, call_model
 from mm_efficient.errors import ExecutionError, InputError
 
 CONFIG = """
@@ -35,6 +30,7 @@ train_dataloader = test_dataloader = dict(dataset=dict())
 SWIFT = "dict(embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1])"
 ECO = ('dict(embed_dims=[8, 16, 40, 64], num_heads=[1, 2, 5, 8], depths=[1, 1, 1, 1], '
        'mlp_ratios=[1, 1, 1, 1])')
+SHORT = BenchmarkConfig(iterations=2, rounds=2, warmup=1)
 
 
 @pytest.fixture
@@ -60,58 +56,53 @@ class FakeClock:
         return self.seconds
 
 
+def time_in_rounds(clocks, iterations, rounds, max_seconds):
+    return benchmark._time_in_rounds(clocks, BenchmarkConfig(
+        iterations=iterations, rounds=rounds, max_seconds=max_seconds))
+
+
 def test_rounds_are_interleaved():
-    calls, turns = [], []
+    calls = []
     found = time_in_rounds(
-        [FakeClock(calls, 'slow', 2.), FakeClock(calls, 'fast', 1.)], iterations=5,
-        rounds=2, max_seconds=100, before=lambda i: turns.append((i, len(calls))))
-    assert found == [[[2.] * 2, [2.] * 3], [[1.] * 2, [1.] * 3]]
+        [FakeClock(calls, 'slow', 2.), FakeClock(calls, 'fast', 1.)], 5, 2, 100)
+    assert found == [[[2.] * 3, [2.] * 2], [[1.] * 3, [1.] * 2]]
     # The first pass of each turn does not count
-    assert calls == 3 * ['slow'] + 3 * ['fast'] + 4 * ['slow'] + 4 * ['fast']
-    assert turns == [(0, 0), (1, 3), (0, 6), (1, 10)]
+    assert calls == 4 * ['slow'] + 4 * ['fast'] + 3 * ['slow'] + 3 * ['fast']
 
 
 def test_rounds_end_early():
     clocks = [FakeClock([], 'a', 3.), FakeClock([], 'b', 0.5)]
-    found = time_in_rounds(clocks, 100, 2, max_seconds=4, before=lambda i: None)
+    found = time_in_rounds(clocks, 100, 2, 4)
     assert [[len(samples) for samples in each] for each in found] == [[1, 1], [4, 4]]
-    few = time_in_rounds(clocks, 3, 10, max_seconds=4, before=lambda i: None)
-    assert [len(rounds) for rounds in few] == [3, 3]
+    assert [len(rounds) for rounds in time_in_rounds(clocks, 3, 10, 4)] == [3, 3]
 
 
 # ------------------------------------------------------------------------ results
 
 
-def make_result(model, batch_size, *jobs, deviation=0.):
-    run = BenchmarkRun(model, 'eager', 'fp32', batch_size, (224, 224))
-    return BenchmarkResult(run, list(jobs), 100., deviation)
+def make_row(model, rounds, baseline, deviation=0.):
+    run = BenchmarkRun(model, 'eager', 'fp32', 4, 224, 192)
+    return benchmark._row(run, rounds, baseline, 100., deviation)
 
 
 def test_rows(tmp_path):
-    """Two jobs, two rounds; the second model takes half to twice the time."""
-    results = [
-        make_result('a', 4, [[1., 1., 4.], [2.]], [[3.], [3., 5.]]),
-        make_result('soft_tiny', 4, [[2., 2., 2.], [2.]], [[1.5], [8.]]),
-        make_result('a', 1, [[1.], [1.]], [[1.], [1.]], deviation=math.nan)]
-    config = BenchmarkConfig(['a', 'soft_tiny'], batch_sizes=[4, 1], jobs=2)
-    first, second, other = make_rows(config, results)
-    # Medians of the jobs: of 1 1 2 4 and of 3 3 5; means: 2 and 11 / 3
-    assert first['median_ms'] == 2250. and first['ms_per_image'] == 562.5
-    assert first['mean_ms'] == pytest.approx(17000 / 6) and first['passes'] == 4
-    assert first['images_per_s'] == pytest.approx(2 * 4 / 2.25)
-    # Ratios of the medians of the rounds: 2, 1, 0.5 and 8 / 4
-    assert (second['ratio'], second['ratio_min'], second['ratio_max']) == (1.5, 0.5, 2.)
+    """Three rounds; the second model takes half to twice the time."""
+    baseline = [[1., 1., 4.], [2.], [3., 3., 5.]]
+    first = make_row('a', baseline, baseline, math.nan)
+    second = make_row('soft_tiny', [[2., 2., 2.], [3.], [1.5]], baseline)
+    assert first['median_ms'] == 3000. and first['passes'] == 7
+    assert first['images_per_s'] == pytest.approx(4 / 3)
     assert first['ratio'] == first['ratio_min'] == first['ratio_max'] == 1.
-    assert first['top1_reported'] is None and second['top1_reported'] == 79.3
-    assert other['ratio'] == 1. and other['deviation'] is None  # its own group
-    config = BenchmarkConfig(['a', 'soft_tiny'], baseline='soft_tiny')
-    assert [row['ratio'] for row in make_rows(config, results)] == [
-        pytest.approx(0.75), 1., 1.]
+    assert first['top1_reported'] is None and first['deviation'] is None
+    # Ratios of the medians of the rounds: 2, 1.5, 0.5
+    assert (second['ratio'], second['ratio_min'], second['ratio_max']) == (1.5, 0.5, 2.)
+    assert second['top1_reported'] == 79.3 and second['deviation'] == 0
+    assert (second['height'], second['width']) == (224, 192)
 
-    write_results(tmp_path / 'r.json', [first, second], config.settings())
+    write_results(tmp_path / 'r.json', [first, second], SHORT.settings())
     rows, settings = read_results(tmp_path / 'r.json')
     assert rows == [first, second]
-    assert settings['baseline'] == 'soft_tiny' and settings['hardware']
+    assert settings['iterations'] == 2 and settings['hardware']
     write_results(tmp_path / 'r.csv', rows, settings)
     with open(tmp_path / 'r.csv', newline='') as file:
         read = list(csv.DictReader(file))
@@ -142,69 +133,76 @@ def test_reported_accuracy():
 
 
 def test_what_cannot_be_timed(swift):
-    def check(model=swift, backend='eager', dtype='fp32', **settings):
-        BenchmarkConfig([model], [backend], [dtype], **settings).check()
+    def start(model=swift, backend='eager', dtype='fp32', device='cpu'):
+        run_benchmark([BenchmarkRun(model, backend, dtype, 1, 64, 64)],
+                      BenchmarkConfig(device=device))
 
-    check(backend='channels_last+compile')
-    check(backend='fused+onnxruntime')
+    backends.check_backend('channels_last+compile', 'fp16')
+    backends.check_backend('fused+onnxruntime', 'fp32')
     for settings, message in (
             (dict(model='resnet5'), 'there is no model .resnet5.'),
             (dict(backend='fast'), "unknown backend 'fast'"),
             (dict(backend='compile+eager'), "unknown backend 'compile.eager'"),
             (dict(backend='channels_last+onnxruntime'), 'memory format itself'),
             (dict(backend='onnxruntime', dtype='bf16'), 'fp32 only'),
-            (dict(baseline='b'), 'baseline b is not among'),
-            (dict(device='cuda:99'), 'device cuda:99 cannot be used')):
+            (dict(model='swiftformer_xs_maskrcnn_1x'), 'has two stages')):
         with pytest.raises(InputError, match=message):
-            check(**settings)
-    with pytest.raises(InputError, match='has two stages'):
-        build_model('swiftformer_xs_maskrcnn_1x', 'cpu')
+            start(**settings)
+    with pytest.raises(ExecutionError, match='device cuda:99 .* cannot be used'):
+        start(device='cuda:99')
+    with pytest.raises(ExecutionError, match='swift.py cannot run with backend eager '
+                       'and fp32 on 1 x 3 x 16 x 16 images on cpu: Value'):
+        run_benchmark([BenchmarkRun(swift, 'eager', 'fp32', 1, 16, 16)], SHORT)
 
 
-def test_backends_compute_the_same(swift, monkeypatch):
+def build_small():
+    """A model in which every backend and change has something to do."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+                         nn.Conv2d(8, 4, 3))
+
+
+def test_backends_compute_the_same(monkeypatch):
     monkeypatch.setattr(torch, 'compile', functools.partial(
         torch.compile, backend='aot_eager'))  # the default one compiles for long
+    small = ModelSpec('small', build_small, call_model, (24, 32))
+    for module in backends, benchmark:
+        monkeypatch.setattr(module, 'find_model', lambda name: small)
     names = ('eager', 'channels_last', 'torchscript', 'fused', 'fused+onnxruntime',
              'fused+channels_last+compile')
-    config = BenchmarkConfig([swift], names, batch_sizes=[2], shapes=[(64, 96)],
-                             iterations=2, warmup=1, rounds=2)
-    config.check()
-    steps = []
-    results = run_benchmark(config, steps.append)
-    assert len(steps) == config.num_steps == 3 * len(names)
-    assert steps[0] == 'swift.py: preparing eager, fp32, 2 x 3 x 64 x 96'
-    assert [result.run.backend for result in results] == list(names)
-    for result, row in zip(results, make_rows(config, results)):
-        assert row['passes'] == 2 and row['median_ms'] > 0
-        assert result.deviation < 1e-5
-        assert (result.peak_mib is None) == ('onnx' in result.run.backend)
-    eager, fused = results[0], results[names.index('fused')]
-    assert eager.deviation == 0 < fused.deviation and fused.peak_mib < eager.peak_mib
-
-
-def test_dtypes_and_failures(swift):
-    config = BenchmarkConfig([swift], dtypes=['bf16'], shapes=[(64, 64)], iterations=1,
-                             warmup=1)
     threads = torch.get_num_threads()
-    result, = run_benchmark(config, lambda step: None)
-    assert 1e-5 < result.deviation < 0.1 and torch.get_num_threads() == threads
-    small = BenchmarkConfig([swift], ['torchscript'], shapes=[(16, 16)])
-    with pytest.raises(ExecutionError, match='swift.py cannot run with backend '
-                       'torchscript and fp32 on 1 x 3 x 16 x 16 images on cpu: Value'):
-        run_benchmark(small, lambda step: None)
+    rows = run_benchmark([BenchmarkRun('small', backend, 'fp32', 2, 24, 32)
+                          for backend in names], SHORT)
+    assert [row['backend'] for row in rows] == list(names)
+    for row in rows:
+        assert row['passes'] == 2 and row['median_ms'] > 0
+        assert row['deviation'] < 1e-5
+        assert (row['peak_mib'] is None) == ('onnx' in row['backend'])
+    eager, fused = rows[0], rows[names.index('fused')]
+    assert eager['deviation'] == 0 < fused['deviation']
+    assert fused['peak_mib'] < eager['peak_mib']
+    assert torch.get_num_threads() == threads
+
+
+def test_shapes_and_dtypes(swift):
+    """Each shape has its own first row, which ratios refer to."""
+    rows = run_benchmark([BenchmarkRun(swift, 'eager', dtype, 1, 64, width)
+                          for width in (64, 96) for dtype in ('fp32', 'bf16')], SHORT)
+    assert [row['width'] for row in rows] == [64, 64, 96, 96]
+    assert [row['ratio'] == 1 for row in rows] == [True, False, True, False]
+    assert rows[0]['deviation'] == 0 and 1e-5 < rows[1]['deviation'] < 0.1
 
 
 def test_backbones_and_unfitted_models(swift):
     x = torch.randn(1, 3, 64, 64)
-    assert [tuple(y.shape[1:]) for y in build_model(swift, 'cpu')(x)] == [
+    assert [tuple(y.shape[1:]) for y in build_model(swift, x)(x)] == [
         (8, 16, 16), (8, 8, 8), (16, 4, 4), (16, 2, 2)]
-    feature_map = build_model('eco.py', 'cpu', backbone=True)(x)[0]
+    feature_map = build_model('eco.py', x, backbone=True)(x)[0]
     assert feature_map.shape == (1, 8, 16, 16) and feature_map.isfinite().all()
-    resnet = build_model('resnet18_8xb32_in1k', 'cpu', backbone=True)
+    resnet = build_model('resnet18_8xb32_in1k', x, backbone=True)
     assert resnet(x)[0].shape == (1, 512, 2, 2) and not resnet.model.training
     name = 'timm/mobilenetv3_small_050'
-    assert build_model(name, 'cpu', True)(x)[0].shape[2:] == (2, 2)
-    assert build_model(name, 'cpu')(x)[0].shape == (1, 1000)
+    assert build_model(name, x, True)(x)[0].shape[2:] == (2, 2)
+    assert build_model(name, x)(x)[0].shape == (1, 1000)
 
 
 def test_all_tensors_of_an_output():
@@ -219,11 +217,10 @@ def test_memory():
     layers = nn.Sequential(nn.Linear(1000, 5000, bias=False), nn.ReLU(),
                            nn.Linear(5000, 10, bias=False))
     x = torch.randn(256, 1000)
-    weights = 5000 * 1010 * 4
     with torch.inference_mode():
-        peak = backends.peak_mib(Prepared(lambda: layers(x), None, weights), 'cpu')
-    # The weights, and input and output of the ReLU with 5000 channels each
-    assert peak == pytest.approx((weights + 2 * 256 * 5000 * 4) / 2**20, rel=0.01)
+        peak = benchmark._peak_bytes(lambda: layers(x), cuda=False)
+    # Input and output of the ReLU with 5000 channels each
+    assert peak == pytest.approx(2 * 256 * 5000 * 4, rel=0.01)
 
 
 class FakeCUDA:
@@ -247,50 +244,9 @@ def test_cuda_events_and_device(device, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'Event', FakeCUDA)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda d: indices.append(d.index))
-    monkeypatch.setattr(benchmark, '_time_group', lambda config, *args: [])
-    run_benchmark(BenchmarkConfig(['a'], device=device), lambda step: None)
+    monkeypatch.setattr(torch, 'empty', lambda *size, device: None)
+    monkeypatch.setattr(benchmark, '_time_group', lambda runs, config: [])
+    run_benchmark([BenchmarkRun('soft_tiny', 'eager', 'fp32', 1, 64, 64)],
+                  BenchmarkConfig(device=device))
     assert indices == chosen
-    assert backends.cuda_clock(lambda: None) == 0.007
-
-
-# --------------------------------------------------------------------------- jobs
-
-
-def test_parallel_jobs(swift):
-    config = BenchmarkConfig([swift, 'eco.py'], shapes=[(64, 64)], jobs=2, iterations=4,
-                             warmup=1, rounds=2)
-    steps = []
-    for result in run_benchmark(config, steps.append):
-        assert len(result.jobs) == 2
-        assert all(len(rounds) == 2 and sum(map(len, rounds)) == 4
-                   for rounds in result.jobs)
-    assert steps and steps[0].startswith('swift.py: preparing')
-
-
-@pytest.mark.parametrize('errors, message', [
-    ([BrokenProcessPool()] * 2, 'a job was killed.*fewer --jobs'),
-    ([threading.BrokenBarrierError(), ExecutionError('job 1 failed')], 'job 1 failed')])
-def test_first_cause_of_a_failure(errors, message, monkeypatch):
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, jobs, context, initializer, initargs):
-            super().__init__(jobs)
-
-    def fail(config, job):
-        raise errors[job]
-
-    monkeypatch.setattr(benchmark, 'ProcessPoolExecutor', Pool)
-    monkeypatch.setattr(benchmark, '_time_in_job', fail)
-    with pytest.raises(ExecutionError, match=message):
-        run_benchmark(BenchmarkConfig(['a'], jobs=2), lambda step: None)
-
-
-def test_failing_job(monkeypatch):
-    def fail(config, progress, wait):
-        raise KeyError('no memory')
-
-    barrier = threading.Barrier(2)
-    monkeypatch.setattr(benchmark, '_time_all', fail)
-    monkeypatch.setattr(benchmark, '_job', dict(barrier=barrier, messages=None))
-    with pytest.raises(ExecutionError, match="job 1 failed: KeyError: 'no memory'"):
-        benchmark._time_in_job(BenchmarkConfig(['a']), 1)
-    assert barrier.broken  # so that no other job waits
+    assert benchmark._seconds(lambda: None, cuda=True) == 0.007

@@ -138,7 +138,7 @@ def test_heads_fit_backbone(name):
 OF_VARIANTS = {
     'model.backbone.arch', 'model.backbone.normalized', 'model.backbone.drop_path_rate',
     'model.neck.in_channels', 'model.decode_head.in_channels',
-    'model.auxiliary_head.in_channels'
+    'model.auxiliary_head.in_channels', 'model.backbone.init_cfg.checkpoint'
 }
 
 

@@ -6,20 +6,24 @@ import sys
 
 import pytest
 import torch
+from test_hash_fitting import assert_same
 from torch import nn
 
 from mm_efficient.engine.distributed import CPUDistributedDataParallel
 
 # Two processes see the samples 1 and 2; d(loss)/d(weight) is the sample, so one
 # step of SGD with learning rate 1 from weight 0 leads to -(1 + 2) / 2.
-SCRIPT = '''
+SCRIPT = f'''
 import json, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+import test_hash_fitting
+from mm_efficient.models.ecoformer.backbone import EcoFormer
 from mm_efficient.runs.distributed import join_processes
 
 class Model(BaseModel):
@@ -51,7 +55,16 @@ result = dict(
     weight=runner.model.module.weight.item(),
     wrapper=type(runner.model).__name__,
     norm=type(runner.model.module.norm).__name__)
-with open(f'{folder}/{rank}.json', 'w') as file:
+
+fits, fit = [], EcoFormer.fit
+EcoFormer.fit = lambda self, *args: (fits.append(1), fit(self, *args))
+torch.manual_seed(rank)
+runner = test_hash_fitting.make_runner(
+    folder + '/hash', test_hash_fitting.Model(), launcher=launcher, cfg=cfg)
+runner.train()
+result['fits'] = len(fits)
+torch.save(dict(runner.model.module.named_buffers()), f'{{folder}}/{{rank}}.pt')
+with open(f'{{folder}}/{{rank}}.json', 'w') as file:
     json.dump(result, file)
 '''
 
@@ -90,7 +103,7 @@ def run_slurm(script, folder):
 
 
 @pytest.mark.parametrize('launch', [run_pytorch, run_slurm])
-def test_two_processes_average_their_gradients(launch, tmp_path, cpu_only):
+def test_two_processes_average_gradients_and_fit_once(launch, tmp_path, cpu_only):
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT)
     processes = launch(str(script), str(tmp_path))
@@ -103,7 +116,10 @@ def test_two_processes_average_their_gradients(launch, tmp_path, cpu_only):
     for rank in (0, 1):
         assert json.loads((tmp_path / f'{rank}.json').read_text()) == dict(
             world_size=2, weight=-1.5, wrapper='CPUDistributedDataParallel',
-            norm='_BatchNormXd')
+            norm='_BatchNormXd', fits=1 - rank)
+    buffers, others = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
+    assert buffers['backbone.fitted']
+    assert_same(buffers, others)
 
 
 def test_wrapper_refuses_a_model_elsewhere():

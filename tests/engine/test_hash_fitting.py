@@ -1,6 +1,7 @@
-"""Hash functions are fitted once, by one process, and stay as they are."""
-import subprocess
-import sys
+"""Hash functions are fitted once and stay as they are.
+
+By one process of several: test_distributed.py.
+"""
 from pathlib import Path
 
 import pytest
@@ -144,42 +145,3 @@ def test_wrong_numbers_are_explained():
     for wrong in (dict(num_images=0), dict(max_tokens=0)):
         with pytest.raises(ValueError, match='must be at least 1'):
             HashFittingHook(**wrong)
-
-
-SCRIPT = '''
-import sys
-import torch
-from mmengine.config import Config
-from mmengine.dist import get_rank
-sys.path.insert(0, sys.argv[1])
-from test_hash_fitting import Model, make_runner
-from mm_efficient.models.ecoformer.backbone import EcoFormer
-from mm_efficient.runs.distributed import join_processes
-
-cfg = Config()
-join_processes(cfg, 'pytorch')
-fits, fit = [], EcoFormer.fit
-EcoFormer.fit = lambda self, *args: (fits.append(1), fit(self, *args))
-torch.manual_seed(get_rank())
-runner = make_runner(sys.argv[2], Model(), launcher='pytorch', cfg=cfg)
-runner.train()
-torch.save((len(fits), dict(runner.model.module.named_buffers())),
-           f'{sys.argv[2]}/{get_rank()}.pt')
-'''
-
-
-def test_one_process_fits_for_all(tmp_path, monkeypatch):
-    if torch.cuda.is_available():
-        pytest.skip('for processes without a GPU')
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    script = tmp_path / 'script.py'
-    script.write_text(SCRIPT)
-    subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-         '--nproc_per_node=2', str(script), str(Path(__file__).parent),
-         str(tmp_path)], check=True, timeout=120)
-    (fits, buffers), (other_fits, others) = (
-        torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
-    assert (fits, other_fits) == (1, 0)
-    assert buffers['backbone.fitted']
-    assert_same(buffers, others)

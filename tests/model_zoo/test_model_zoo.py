@@ -192,6 +192,24 @@ def test_model_index():
         assert set(MEASURED) <= set(metadata) and metadata['Architecture']
 
 
+def test_weights_are_addresses_that_mim_can_download():
+    index = load(str(ROOT / 'model-index.yml'))
+    weights = {Path(model.config).stem: model.weights for model in index.models
+               if model.weights}
+    assert set(weights) == {
+        entry.config.split('/')[-1][:-3] for entry in ENTRIES if entry.method == 'cls'
+        and entry.variant in FAMILIES[entry.family].downloads}
+    assert len(weights) == 6 + 4 + 7
+    assert weights['ecoformer_pvt_b0_30e'] == (
+        'https://github.com/ziplab/EcoFormer/releases/download/v1.0/'
+        'pvtv2_b0_ecoformer.pth')
+    assert weights['swiftformer_xs_300e'] == (
+        'https://huggingface.co/timm/swiftformer_xs.dist_in1k/resolve/main/'
+        'model.safetensors#/swiftformer_xs.safetensors')
+    names = [url.rpartition('/')[2] for url in weights.values()]
+    assert len(set(names)) == len(names)  # files of one folder
+
+
 def test_mmpretrain_builds_classifiers_by_name(monkeypatch):
     monkeypatch.setattr(ModelHub, '_models_dict', {})
     monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)

@@ -4,7 +4,6 @@ import timm
 import torch
 
 from mm_efficient.files import configs_folder
-from mm_efficient.models import timm_models
 from mm_efficient.weights.conversion import CheckpointError
 
 SMALL = ['mm_soft_tiny', 'mm_swiftformer_xs', 'mm_lowformer_b0', 'mm_reduceformer_b1']
@@ -81,17 +80,19 @@ def test_own_state_dict_comes_back():
     torch.testing.assert_close(target.state_dict(), source.state_dict())
 
 
-def test_weights_known_by_name_are_fetched(monkeypatch):
-    asked = []
-    monkeypatch.setattr(timm_models, 'load_pretrained',
-                        lambda backbone, source: asked.append(source))
-    create('mm_swiftformer_xs', pretrained=True)
-    assert asked == ['published://swiftformer_xs']
+@pytest.mark.parametrize('channels', [3, 1])
+def test_weights_known_by_name_are_fetched(hub, timm_file, channels):
+    hub.files['timm/swiftformer_xs.dist_in1k'] = timm_file
+    model = create('mm_swiftformer_xs', pretrained=True, in_chans=channels)
+    for key, value in model.backbone.state_dict().items():
+        if not key.startswith('output_norms'):
+            adapted = key == 'stem.0.weight' and channels == 1
+            assert (value == (6 if adapted else 2)).all(), key
 
 
 @pytest.mark.parametrize(('arguments', 'error', 'message'), [
     (dict(features_only=False), ValueError, 'pass features_only=True'),
-    (dict(pretrained=True), CheckpointError, 'no weights of reduceformer_b1 are known'),
+    (dict(pretrained=True), CheckpointError, 'no weights of reduceformer_b1'),
     (dict(pretrained_cfg='in1k'), ValueError, "has no tags, got 'in1k'"),
 ])
 def test_what_cannot_be_done_is_said(arguments, error, message):

@@ -200,6 +200,19 @@ def test_pretrained_weights_are_read_first(tmp_path, prefix, write, message):
     check_model(cfg, pretrained=False)
 
 
+def test_weights_to_download_by_hand(checkpoints):
+    with pytest.raises(InputError) as error:
+        check_model(load(DET))
+    for part in ('get SOFT_Tiny from https://github.com/fudan-zvg/SOFT',
+                 f'save it as {checkpoints}/soft_tiny.pth', '--pretrained none'):
+        assert part in str(error.value)
+    assert str(error.value).count('\n') == 0
+
+
+def test_weights_that_were_never_published():
+    check_model(load('det/reduceformer_b1_maskrcnn_1x.py'))
+
+
 def test_weights_that_fit(tmp_path):
     path = str(tmp_path / 'weights.pth')
     torch.save(SOFT('tiny').state_dict(), path)

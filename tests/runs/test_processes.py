@@ -124,7 +124,7 @@ def count(module, name):
         return function(*args, **kwargs)
     setattr(module, name, counted)
 
-for name in ('check_model', 'check_teacher', 'check_data'):
+for name in ('check_model', 'check_teacher', 'check_splits'):
     count(training, name)
 count(reading, 'convert_checkpoint')
 count(loading, 'read_untrusted')
@@ -132,7 +132,7 @@ generate = mini.generate_dataset
 mini.generate_dataset = lambda name: generate(name, num_train=4, num_val=2)
 address = sys.argv[1]
 cfg = runs.prepare_training(
-    'swiftformer_xs_300e.py', pretrained=f'published://{address}/weights.pth',
+    'swiftformer_xs_300e.py', pretrained='swiftformer_xs',
     work_dir='work', mini=True, launcher='pytorch',
     cfg_options={'model.teacher.model_name': 'test_resnet',
                  'model.teacher.checkpoint': f'{address}/teacher.pth',
@@ -148,8 +148,8 @@ with open(f'{get_rank()}.json', 'w') as file:
 '''
 
 
-def test_one_process_checks_and_downloads(server, published):
-    torch.save(published('swiftformer_xs'), 'weights.pth')
+def test_one_process_checks_and_downloads(server, hub, timm_file):
+    hub.files['timm/swiftformer_xs.dist_in1k'] = timm_file
     torch.save(timm.create_model('test_resnet', num_classes=5).state_dict(),
                'teacher.pth')
     Path('script.py').write_text(SCRIPT)
@@ -157,11 +157,12 @@ def test_one_process_checks_and_downloads(server, published):
         [sys.executable, '-m', 'torch.distributed.run', '--standalone',
          '--nproc_per_node=2', 'script.py', server.address],
         check=True, timeout=300)
-    assert sorted(server.requested) == ['/teacher.pth', '/weights.pth']
+    assert server.requested == ['/teacher.pth']
+    assert sum(line.startswith('GET /timm/') for line in hub.requested) == 1
     first, second = (json.loads(Path(f'{rank}.json').read_text()) for rank in (0, 1))
     assert sorted(first['checked']) == [
-        'check_data', 'check_data', 'check_model', 'check_teacher',
-        'convert_checkpoint', 'read_untrusted']
+        'check_model', 'check_splits', 'check_teacher', 'convert_checkpoint',
+        'read_untrusted']
     assert first['loaded'] == []  # what the checks had read
     assert second['checked'] == []
     assert sorted(second['loaded']) == ['convert_checkpoint', 'read_untrusted']
@@ -180,5 +181,6 @@ def test_an_error_of_the_first_process_ends_all(server):
     errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and 'not a checkpoint' in errors[0]
     assert 'model.backbone.init_cfg' in errors[0]
+    assert '--pretrained none' in errors[0]
     assert server.requested == ['/weights.pth']
     assert not Path('work').exists() and not Path('data').exists()

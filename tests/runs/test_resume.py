@@ -28,7 +28,10 @@ class LossRecorder(Hook):
 
 def train(*args, **options):
     """Losses of a training."""
-    return run(*args, **options)[1]
+    runner, losses = run(*args, **options)
+    # PyTorch waits 5 s for every worker of a loader collected in a reference cycle
+    runner._train_loop = None
+    return losses
 
 
 def run(task, folder, workers, resume=None, name=None, **options):

@@ -13,6 +13,7 @@ from mm_efficient.runs.settings import (
     set_pretrained,
     set_resume,
     set_work_dir,
+    start_from_scratch,
     use_auto_scale_lr,
 )
 from mm_efficient.runs.traversal import leaf_datasets, nested_dicts, split_metrics
@@ -83,13 +84,45 @@ def test_work_dir():
         set_work_dir(Config(dict(model=dict())))
 
 
-def test_pretrained_weights_of_our_backbones():
-    cfg = load_config(DET)
-    set_pretrained(cfg, Path('weights.pth'))
-    assert cfg.model.backbone.init_cfg == dict(
-        type='Pretrained', checkpoint='weights.pth')
+@pytest.mark.parametrize('name', [DET, CLS, 'soft_tiny_fpn_80k.py'])
+def test_pretrained_weights_of_our_backbones(checkpoints, name):
+    cfg = load_config(name)
+    (checkpoints / 'weights.pth').touch()
+    for source in (Path('checkpoints/weights.pth'), 'http://localhost/weights.pth',
+                   'swiftformer_xs', 'timm/model.tag'):
+        set_pretrained(cfg, source)
+        assert cfg.model.backbone.init_cfg == dict(
+            type='Pretrained', checkpoint=f'published://{source}')
+    for source in ('published://swiftformer_xs', 's3://bucket/weights.pth'):
+        set_pretrained(cfg, source)
+        assert cfg.model.backbone.init_cfg.checkpoint == source
     set_pretrained(cfg, 'none')
-    assert cfg.model.backbone.init_cfg is None
+    assert 'init_cfg' not in cfg.model.backbone
+
+
+@pytest.mark.parametrize('source, message', [
+    ('none.pth', 'no such file'), ('soft_tiny', 'SOFT_Tiny from'),
+    ('published://soft_small', 'published no weights of soft_small')])
+def test_pretrained_weights_that_are_not_there(source, message):
+    with pytest.raises(InputError, match=message):
+        set_pretrained(load_config(DET), source)
+
+
+def test_from_scratch_keeps_other_initialisations():
+    cfg = load_config(DET)
+    other = dict(type='Constant', layer='LayerNorm', val=1)
+    cfg.model.backbone.init_cfg = [cfg.model.backbone.init_cfg, other]
+    start_from_scratch(cfg)
+    assert cfg.model.backbone.init_cfg == [other]
+
+
+@pytest.mark.parametrize('name', [DET, 'soft_tiny_fpn_80k.py'])
+def test_mini_starts_from_scratch(name):
+    assert 'init_cfg' not in load_config(name, mini=True).model.backbone
+    init_cfg = dict(type='Pretrained', checkpoint='mine.pth')
+    cfg = load_config(name, {f'model.backbone.init_cfg.{key}': value
+                             for key, value in init_cfg.items()}, mini=True)
+    assert cfg.model.backbone.init_cfg == init_cfg
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
@@ -115,10 +148,15 @@ def test_pretrained_weights_without_a_backbone():
 
 @pytest.mark.parametrize('resume, load_from', [
     (True, None), ('a.pth', 'a.pth'), (Path('a.pth'), 'a.pth')])
-def test_resume(resume, load_from):
-    cfg = Config(dict(load_from='start.pth'))
+def test_resume(tmp_path, resume, load_from):
+    """What a run resumes from has all weights: those it started from are not read."""
+    cfg = load_config(DET, {'load_from': 'start.pth', 'work_dir': str(tmp_path)})
     set_resume(cfg, resume)
     assert cfg.resume and cfg.load_from == load_from
+    assert ('init_cfg' in cfg.model.backbone) == (resume is True)
+    (tmp_path / 'last_checkpoint').touch()
+    set_resume(cfg, resume)
+    assert 'init_cfg' not in cfg.model.backbone
 
 
 def test_auto_scale_lr():

@@ -9,6 +9,9 @@ from mmengine.config import Config
 from mm_efficient import runs
 from mm_efficient.errors import InputError
 from mm_efficient.models.soft.backbone import SOFT
+from mm_efficient.runs.inference import build_inferencer
+from mm_efficient.runs.mini import generate_mini_data
+from mm_efficient.runs.models import load_model
 from mm_efficient.weights import loading, reading
 
 CLS = 'soft_tiny_300e.py'
@@ -49,22 +52,39 @@ def counted(monkeypatch, module, name):
     return calls
 
 
-@pytest.mark.parametrize('scheme', ['', 'published://'])
-def test_pretrained_weights_are_loaded(tiny, monkeypatch, published, scheme):
+@pytest.mark.parametrize('ours', [True, False])
+def test_pretrained_weights_are_loaded(tiny, monkeypatch, published, ours):
     """What the check has converted is not converted again."""
-    tensors = published('soft_tiny') if scheme else {
+    tensors = published('soft_tiny') if not ours else {
         f'backbone.{key}': value + 1
         for key, value in SOFT('tiny').state_dict().items()}
     torch.save(tensors, 'weights.pth')
     conversions = counted(monkeypatch, reading, 'convert_checkpoint')
     runner = runs.build_runner(runs.prepare_training(
-        CLS, pretrained=f'{scheme}weights.pth', work_dir='work', cfg_options=SHORT,
+        CLS, pretrained='weights.pth', work_dir='work', cfg_options=SHORT,
         mini=True))
     runner.model.init_weights()
-    assert len(conversions) == bool(scheme) and not loading._kept
-    expected = reading.convert_file('weights.pth').state_dict if scheme else tensors
+    assert len(conversions) == 1 and not loading._kept
+    expected = tensors if ours else reading.convert_file('weights.pth').state_dict
     for key, value in runner.model.backbone.state_dict().items():
         assert torch.equal(value, expected[f'backbone.{key}'])
+
+
+@pytest.mark.parametrize('name', ['swiftformer_xs_maskrcnn_1x.py',
+                                  'swiftformer_xs_fpn_40k.py'])
+def test_published_weights_are_for_training_only(tiny, monkeypatch, name):
+    """A checkpoint has its own: testing and inference fetch nothing."""
+    monkeypatch.setattr(reading, 'fetch', lambda address: pytest.fail(address))
+    monkeypatch.setattr(loading, '_read', lambda *args: pytest.fail(str(args)))
+    cfg = runs.load_config(name, mini=True)
+    cfg.model.backbone.init_cfg = runs.load_config(name).model.backbone.init_cfg
+    model = load_model(runs.load_config(name, mini=True))
+    torch.save({'state_dict': model.state_dict()}, 'trained.pth')
+    load_model(cfg, 'trained.pth')
+    build_inferencer(cfg, 'trained.pth', 'cpu')
+    generate_mini_data(cfg.default_scope)
+    assert runs.test(cfg, 'trained.pth', work_dir='tested',
+                     cfg_options={'log_level': 'ERROR'})
 
 
 def test_a_file_that_changes_is_read_again(tiny, published):

@@ -56,7 +56,7 @@ def test_config_by_its_name_alone(tiny):
     (SEG, 'images/training', 'ADE20K'),
 ])
 def test_missing_data(tiny, train, fails, config, name, folder, source):
-    message = fails(train, config(name), '--work-dir', 'work')
+    message = fails(train, config(name), '--work-dir', 'work', '--pretrained', 'none')
     for part in (folder, source, '--mini', '--data-root'):
         assert part in message
     assert not (tiny / 'work').exists()
@@ -74,8 +74,25 @@ def test_annotations_that_are_not_coco(tiny, train, fails, config, content,
         (tiny / 'own' / folder).mkdir(parents=True)
     path = tiny / 'own/annotations/instances_train2017.json'
     path.write_text(content)
-    text = fails(train, config(DET), '--work-dir', 'work', '--data-root', 'own')
+    text = fails(train, config(DET), '--work-dir', 'work', '--data-root', 'own',
+                 '--pretrained', 'none')
     assert re.search(message, text) and path.name in text
+    assert not (tiny / 'work').exists()
+
+
+@pytest.mark.parametrize('name, parts', [
+    (DET, ['get SOFT_Tiny from https://github.com/fudan-zvg/SOFT',
+           'checkpoints/soft_tiny.pth']),
+    ('det/swiftformer_xs_maskrcnn_1x.py', [
+        'timm/swiftformer_xs.dist_in1k/resolve/main/model.safetensors: download failed',
+        'checkpoints/swiftformer_xs.safetensors'])])
+def test_published_weights_out_of_reach(tiny, train, fails, config, monkeypatch, hub,
+                                        name, parts):
+    """One error before data is read; the data set is missing, too."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    message = fails(train, config(name), '--work-dir', 'work')
+    for part in (*parts, '--pretrained none', '--pretrained FILE'):
+        assert part in message
     assert not (tiny / 'work').exists()
 
 
@@ -85,14 +102,16 @@ def test_evaluator_that_was_not_moved(tiny, train, fails, config):
              for part in ('train', 'val')]
     classes = [f'{part}_dataloader.dataset.metainfo.classes=("circle","square")'
                for part in ('train', 'val')]
-    message = fails(train, config(DET), '--cfg-options', *moved, *classes)
+    message = fails(train, config(DET), '--pretrained', 'none', '--cfg-options',
+                    *moved, *classes)
     assert 'data/coco/annotations' in message and 'val_evaluator' in message
     assert not (tiny / 'work_dirs').exists()
 
 
 def test_annotations_of_other_classes(tiny, train, fails, config):
     generate_dataset('coco', 'own', num_train=2, num_val=1)
-    message = fails(train, config(DET), '--data-root', 'own/coco', '--cfg-options',
+    message = fails(train, config(DET), '--data-root', 'own/coco', '--pretrained',
+                    'none', '--cfg-options',
                     'train_dataloader.dataset.metainfo.classes=("cat",)')
     assert "lacks the categories 'cat'; it has 'circle', 'square'" in message
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,7 @@ from conftest import load_module, load_tool
 from mmengine.config import Config
 from PIL import Image
 
-from mm_efficient.datasets.mini import CLASSES, PALETTE, generate_dataset
-from mm_efficient.errors import InputError
-from mm_efficient.runs.configs import load_config
+from mm_efficient.datasets.mini import PALETTE
 from mm_efficient.runs.models import load_model, model_input
 
 browser = load_module('visualization/browse_dataset')
@@ -41,109 +41,109 @@ def test_attention_maps(tiny, image, config, fails, capsys):
     assert 'has to end with' in fails(tool, *args, '--out', 'a.doc')
 
 
-def test_feature_maps(tiny, image, config, capsys):
-    tool = load_tool('visualization/feature_maps')
-    tool([image, config('det/swiftformer_xs_retinanet_1x.py'), '--mini', '--short-side',
-          '64', '--out', 'f.png', '--channels', '1'])
-    lines = capsys.readouterr().out.splitlines()
-    neck = [line.split() for line in lines if line.startswith('│ neck')]
-    assert [line[4] for line in neck] == ['8', '16', '32', '64', '128']
-    assert all(line[6] == '256' for line in neck)
-    assert Image.open('f.png').size[0] > 0
+def test_feature_maps(tiny, image, config, monkeypatch):
+    tool, figures = load_module('visualization/feature_maps'), []
+    monkeypatch.setattr(tool, 'save_figure', lambda figure, out: figures.append(figure))
+    tool.main([image, config('det/swiftformer_xs_retinanet_1x.py'), '--mini',
+               '--short-side', '64', '--channels', '1'])
+    titles = [panel.get_title() for panel in figures[0].axes[::3]]
+    assert [title.split(':')[0] for title in titles] == [
+        *(f'backbone {i}' for i in range(1, 4)), *(f'neck {i}' for i in range(1, 6))]
+    assert [title.split()[3] for title in titles[3:]] == ['8', '16', '32', '64', '128']
+    assert all('\n256x' in title for title in titles[3:])
 
 
 def test_feature_maps_of_a_model():
     tool = load_module('visualization/feature_maps')
-    image = np.random.RandomState(0).randint(256, size=(48, 70, 3), dtype=np.uint8)
+    photo = np.random.RandomState(0).randint(256, size=(48, 70, 3), dtype=np.uint8)
     model = load_model(Config(dict(default_scope='mmpretrain', model=dict(
         type='ImageClassifier', data_preprocessor=dict(mean=[9.] * 3, std=[2.] * 3),
         backbone=dict(type='SwiftFormer', out_indices=(0, 1, 2, 3), arch=dict(
             embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1]))))))
-    x = model_input(model, image)
-    maps = tool.feature_maps(model, x)
     with torch.no_grad():
-        expected = model.backbone(x)
-    assert list(maps) == [f'backbone {i}' for i in range(1, 5)]
-    assert [stride for _, stride in maps.values()] == [4, 8, 16, 32]
-    for (values, _), feature in zip(maps.values(), expected):
-        assert (values == feature[0]).all()
-    values = maps['backbone 1'][0]
+        expected = model.backbone(x := model_input(model, photo))
+    values = expected[0][0]
     values[:] = 0
     values[3, 5, 5], values[6, 2:4, 2:4] = 3., 4.
-    panels = tool.draw(image, maps, num_channels=2).axes
-    assert [panel.get_title() for panel in panels[:4]] == [
-        'backbone 1: stride 4\n8x12x18', 'norm\n0 to 4', 'channel 6\n0 to 4',
-        'channel 3\n0 to 3']
+    model.backbone.forward = lambda x: expected
+    rows = tool.feature_rows(model, x, num_channels=2)
+    assert [row.title for row in rows] == [
+        'backbone 1: stride 4\n8x12x18', 'backbone 2: stride 8\n12x6x9',
+        'backbone 3: stride 16\n16x3x5', 'backbone 4: stride 32\n20x2x3']
+    assert list(rows[0].maps) == ['norm', 'channel 6', 'channel 3']
+    assert (rows[0].maps['channel 6'] == values[6]).all()
+    assert rows[0].maps['norm'][5, 5] == 3 and rows[0].maps['norm'].max() == 4
     # 2 x 3 values of stride 32 on 48 x 70 pixels
-    assert panels[-1].images[1].get_extent() == [-.5, 95.5, 63.5, -.5]
+    assert rows[3].extent == (64, 96)
 
 
-@pytest.mark.parametrize('path', [
-    'cls/swiftformer_xs_300e.py', 'det/swiftformer_xs_maskrcnn_1x.py',
-    'seg/swiftformer_xs_fpn_40k.py'])
-def test_browse_dataset_of_every_task(tiny, config, path, capsys):
-    browser.main([config(path), '--mini', '--num-samples', '2', '--split', 'val'])
-    assert 'val: 4 samples of' in capsys.readouterr().out
+@pytest.fixture
+def browse(config, tiny, monkeypatch):
+    """Run the browser; return each panel with the data drawn in it."""
+    def run(name, *args):
+        drawn, draw = [], browser.draw
+
+        def record(panel, data, visualizer):
+            draw(panel, data, visualizer)
+            drawn.append((panel, data))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(browser, 'draw', record)
+            browser.main([config(name), '--mini', *args])
+        return drawn
+    return run
+
+
+def test_browse_dataset(tiny, browse, config, fails, capsys):
+    path = 'cls/swiftformer_xs_300e.py'
+    drawn = browse(path, '--num-samples', '3', '--split', 'val')
+    assert '3 of 4 samples, written: dataset.png' in capsys.readouterr().out
+    titles = [panel.get_title() for panel, _ in drawn]
+    assert titles == ['circle_00000.JPEG (64, 64)', 'square_00001.JPEG (64, 64)',
+                      'star_00003.JPEG (64, 64)']
     width, height = Image.open('dataset.png').size
-    assert width > height * 1.5  # two in a row
-
-
-def test_browse_dataset(tiny, config, fails, capsys):
-    tool = browser.main
-    args = [config('seg/swiftformer_xs_fpn_40k.py'), '--mini', '--out', 'd.png']
-    tool([*args, '--num-samples', '3', '--columns', '2'])
-    assert 'train: 8 samples of' in (printed := capsys.readouterr().out)
-    assert '3 drawn' in printed
-    width, height = Image.open('d.png').size
-    assert width < height * 1.5  # two per row, two rows
-    assert '8: the data set has samples 0 to 7' in fails(tool, *args, '--index', '8')
-    assert 'ADE20K' in fails(tool, args[0])
-
-
-def test_indices():
-    assert browser.choose_indices(100, 3, None) == [0, 50, 99]
-    assert browser.choose_indices(2, 5, None) == [0, 1]
-    assert browser.choose_indices(10, 3, 7) == [7, 7, 7]
-    with pytest.raises(InputError, match='10: the data set has samples 0 to 9'):
-        browser.choose_indices(10, 3, 10)
+    assert width > height * 2.5  # three in a row
+    # One image, with different augmentations
+    (_, first), (_, second) = browse(path, '--num-samples', '2', '--cfg-options',
+                                     'train_dataloader.dataset.indices=[3]')
+    assert first['data_samples'].img_path == second['data_samples'].img_path
+    assert (first['inputs'] != second['inputs']).any()
+    assert 'at least 1' in fails(browser.main, config(path), '--num-samples', '0')
+    assert 'no val_dataloader' in fails(
+        browser.main, config(path), '--mini', '--split', 'val', '--cfg-options',
+        'val_dataloader=None')
+    assert 'ADE20K' in fails(browser.main, config('seg/swiftformer_xs_fpn_40k.py'))
+    for file in Path('data/mini/imagenet/val').rglob('*.JPEG'):
+        file.write_bytes(b'')
+    assert 'the data set cannot be drawn' in fails(
+        browser.main, config(path), '--mini', '--split', 'val')
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_segments_are_drawn_in_their_colors(tiny, config, split):
-    generate_dataset('ade', num_train=8, num_val=4)
-    cfg = load_config(config('seg/swiftformer_xs_fpn_40k.py'), mini=True)
-    dataset = browser.build_dataset(cfg, split)
-    visualizer = browser.build_visualizer(cfg.default_scope, dataset.metainfo)
-    (image, sample), = browser.load_samples(dataset, [1])
-    labels = sample.gt_sem_seg.data[0].numpy()
-    # Annotations of a test are at the original size, not at the model's
-    assert labels.shape == image.shape[:2]
-    assert (labels.shape == sample.ori_shape) == (split == 'val')
-    drawn = browser.draw_annotations(visualizer, image, sample)
+def test_segments_are_drawn_in_their_colors(browse, split):
+    (panel, data), = browse('seg/swiftformer_xs_fpn_40k.py', '--num-samples', '1',
+                            '--split', split)
+    image = data['inputs'].flip(0).permute(1, 2, 0).numpy()
+    labels = data['data_samples'].gt_sem_seg.data[0].numpy()
     color = np.zeros((256, 3))
     color[:len(PALETTE['ade'])] = PALETTE['ade']
     expected = image / 2 + color[labels] / 2
-    same = np.abs(drawn - expected).max(-1) <= 1
+    same = np.abs(panel.images[0].get_array() - expected).max(-1) <= 1
     assert 0.7 < same.mean() < 1  # names are written over the segments
 
 
-def test_boxes_are_drawn_where_the_objects_are(tiny, config):
-    generate_dataset('coco', num_train=8, num_val=4)
-    cfg = load_config(config('det/swiftformer_xs_retinanet_1x.py'), mini=True)
-    for split in ('train', 'val'):
-        dataset = browser.build_dataset(cfg, split)
-        assert dataset.metainfo['classes'] == CLASSES['coco']
-        visualizer = browser.build_visualizer(cfg.default_scope, dataset.metainfo)
-        (image, sample), = browser.load_samples(dataset, [0])
-        drawn = browser.draw_annotations(visualizer, image, sample)
-        changed = np.abs(drawn.astype(int) - image).max(-1) > 10
-        boxes = sample.gt_instances.bboxes
-        boxes = getattr(boxes, 'tensor', boxes).round().int().tolist()
-        assert boxes
-        inside = np.zeros_like(changed)
-        for x1, y1, x2, y2 in boxes:
-            near = changed[max(y1 - 1, 0):y2 + 2, max(x1 - 1, 0):x2 + 2]
-            # the sides; those of another object may lie on them
-            assert near[:, :3].any(1).mean() > 0.7 and near[:3].any(0).mean() > 0.7
-            inside[max(y1 - 3, 0):y2 + 4, max(x1 - 3, 0):x2 + 4] = True
-        assert changed[~inside].mean() < 0.1  # some of a label may stick out
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_boxes_are_drawn_where_the_objects_are(browse, split):
+    (panel, data), = browse('det/swiftformer_xs_retinanet_1x.py', '--num-samples', '1',
+                            '--split', split)
+    image = data['inputs'].flip(0).permute(1, 2, 0).numpy()
+    changed = np.abs(panel.images[0].get_array().astype(int) - image).max(-1) > 10
+    boxes = data['data_samples'].gt_instances.bboxes.round().int().tolist()
+    assert boxes
+    inside = np.zeros_like(changed)
+    for x1, y1, x2, y2 in boxes:
+        near = changed[max(y1 - 1, 0):y2 + 2, max(x1 - 1, 0):x2 + 2]
+        # the sides; those of another object may lie on them
+        assert near[:, :3].any(1).mean() > 0.7 and near[:3].any(0).mean() > 0.7
+        inside[max(y1 - 3, 0):y2 + 4, max(x1 - 3, 0):x2 + 4] = True
+    assert changed[~inside].mean() < 0.1  # some of a label may stick out

@@ -1,4 +1,6 @@
 """Maps of attention have to give what the module computes with them."""
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,12 @@ def small(family, **settings):
         torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.5)
     fit_where_needed(model, torch.randn(2, 3, 96, 96, dtype=torch.float64))
     return model
+
+
+@pytest.fixture(scope='module')
+def ecoformer():
+    """Fitting takes seconds; no test may change the model."""
+    return small(EcoFormerPVT, arch=ECO)
 
 
 def look(model):
@@ -99,8 +107,8 @@ def check_softmax(attn, each, tokens, output):
     torch.testing.assert_close(attn.proj(mixed), output)
 
 
-def test_ecoformer():
-    maps, layers, inputs, outputs = look(small(EcoFormerPVT, arch=ECO))
+def test_ecoformer(ecoformer):
+    maps, layers, inputs, outputs = look(copy.deepcopy(ecoformer))
     for name in list(layers)[:3]:
         attn, (each, ) = layers[name], maps[name]
         y, x = token(name)
@@ -167,8 +175,8 @@ def test_model_without_attention():
         attention_layers(model)
 
 
-def test_hooks_are_taken_off_and_figure_is_complete():
-    model = small(EcoFormerPVT, arch=ECO)
+def test_hooks_are_taken_off_and_figure_is_complete(ecoformer):
+    model = copy.deepcopy(ecoformer)
     layers = list(attention_layers(model))
     maps = attention_maps(model, torch.randn(1, 3, 96, 130, dtype=torch.float64), PIXEL,
                           layers)

@@ -1,6 +1,7 @@
 """``init_cfg=dict(type='Pretrained', ...)`` of a backbone: all or nothing."""
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch import nn
@@ -101,12 +102,72 @@ def test_whole_classifier(files, expected):
     ('converted', 'medium', dict(), r'of another shape: .*\(320'),
     ('converted', 'tiny', dict(prefix='backbone.net.'), 'missing: stem'),
     ('published', 'tiny', dict(), r'missing: stem.*published://PATH'),
-    ('converted', 'tiny', dict(in_channels=4),
-     r'1 tensors of another shape: stem\.0\.weight'),
 ])
 def test_no_partial_loading(name, arch, options, message, files):
     with pytest.raises(CheckpointError, match=message):
         initialised(files / f'{name}.pth', arch, **options)
+
+
+@pytest.mark.parametrize('name', ['converted', 'backbone'])
+def test_published_scheme_takes_our_own_files(name, files, expected):
+    model = initialised(f'published://{files / name}.pth')
+    assert model.norm.bias.equal(expected['backbone.norm.bias'])
+
+
+@pytest.fixture
+def log(caplog):
+    """What MMEngine logs; its logger does not propagate."""
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+@pytest.mark.parametrize('name', ['published', 'converted'])
+def test_other_channels_adapt_as_in_timm(channels, name, files, expected, log):
+    scheme = 'published://' if name == 'published' else ''
+    model = initialised(f'{scheme}{files / name}.pth', in_channels=channels)
+    rgb, weight = expected['backbone.stem.0.weight'], model.stem[0].weight
+    if channels == 1:  # grey images give what they gave as RGB
+        torch.testing.assert_close(weight, rgb.sum(1, keepdim=True))
+    else:
+        torch.testing.assert_close(weight, rgb[:, [0, 1, 2, 0]] * 3 / 4)
+    assert model.norm.bias.equal(expected['backbone.norm.bias'])
+    assert log.text.count(
+        f'adapted stem.0.weight from 3 to {channels} image channels') == 1
+
+
+def test_weights_of_as_many_channels_stay(tmp_path):
+    source = SOFT('tiny', in_channels=4).state_dict()
+    torch.save(source, tmp_path / 'four.pth')
+    model = initialised(tmp_path / 'four.pth', in_channels=4)
+    assert model.stem[0].weight.equal(source['stem.0.weight'])
+    with pytest.raises(CheckpointError, match='1 tensors of another shape'):
+        initialised(tmp_path / 'four.pth', in_channels=1)
+
+
+def test_log_says_how_many_tensors_came_from_where(checkpoints, published, log):
+    torch.save(published(), checkpoints / 'SOFT_Tiny.pth.tar')
+    model = initialised('published://soft_tiny')
+    assert [message for message in log.messages if 'loaded' in message] == [
+        f'SOFT: loaded {len(model.state_dict())} tensors from published://soft_tiny '
+        '(checkpoints/SOFT_Tiny.pth.tar)']
+
+
+def test_never_published_starts_from_scratch_and_says_so(checkpoints, log):
+    torch.manual_seed(0)
+    expected = SOFT('small')
+    expected.init_weights()
+    torch.manual_seed(0)
+    model = initialised('published://soft_small', 'small')
+    assert all(value.equal(expected.state_dict()[key])
+               for key, value in model.state_dict().items())
+    text, = (record.message for record in log.records if record.levelname == 'WARNING')
+    for part in ('#' * 80, '# TRAINING STARTS FROM SCRATCH: the authors',
+                 '--pretrained work_dirs/soft_small_300e/epoch_300.pth'):
+        assert part in text
+    assert {len(line) for line in text.strip().split('\n')} == {80}
 
 
 def test_nothing_is_loaded_from_a_file_that_does_not_fit(files, expected):

@@ -5,6 +5,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader
@@ -147,13 +148,46 @@ def test_nothing_in_the_file_is_run(tmp_path, server, published):
     assert not (tmp_path / 'harm').exists()
 
 
-def test_checkpoint_of_mmengine_is_told(tmp_path, published):
-    from mmengine.logging import HistoryBuffer
-    state_dict = convert_checkpoint(published()).state_dict
-    torch.save(dict(message_hub=HistoryBuffer([1.], [1]), meta=dict(),
-                    state_dict=state_dict), tmp_path / 'epoch_1.pth')
+@pytest.fixture
+def trained(tmp_path, published):
+    """A checkpoint that MMEngine has written, and its weights."""
+    from mmengine.config import Config
+    from mmengine.logging import MessageHub
+    hub = MessageHub('trained')
+    for _ in range(3):
+        hub.update_scalar('train/loss', np.float32(1.5))
+    hub.update_info('loop', {'epoch': np.int64(3), 'rates': np.ones(2)})
+    path, state_dict = tmp_path / 'epoch_3.pth', convert_checkpoint(
+        published()).state_dict
+    torch.save(dict(
+        meta=dict(mmengine_version='0.10.7', cfg=Config(dict(a=1)).pretty_text,
+                  dataset_meta=dict(classes=('a', ), palette=np.zeros((1, 3), int))),
+        message_hub=hub.state_dict(), state_dict=state_dict), path)
+    return path, state_dict
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, 'safe_globals'),
+                    reason='PyTorch before 2.5 reads nothing but tensors safely')
+def test_checkpoint_of_mmengine_is_read(trained):
+    path, state_dict = trained
+    loaded = CheckpointLoader.load_checkpoint(f'published://{path}')
+    assert loaded['state_dict'].keys() == state_dict.keys()
+    assert loaded['message_hub']['log_scalars']['train/loss'].mean() == 1.5
     with pytest.raises(CheckpointError, match='written by MMEngine'):
-        convert_file(tmp_path / 'epoch_1.pth')
+        convert_file(path)
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda content, evil: content['message_hub'].update(evil=evil),
+    lambda content, evil: content['message_hub']['log_scalars'][
+        'train/loss'].__dict__.update(_statistics_methods=evil)])
+def test_a_stranger_who_pretends_to_be_mmengine(trained, tmp_path, spoil):
+    content = torch.load(trained[0], weights_only=False)
+    spoil(content, Evil(tmp_path / 'harm'))
+    torch.save(content, trained[0])
+    with pytest.raises(CheckpointError, match='Python object of type'):
+        CheckpointLoader.load_checkpoint(f'published://{trained[0]}')
+    assert not (tmp_path / 'harm').exists()
 
 
 @pytest.mark.parametrize('content', [
@@ -178,7 +212,7 @@ def test_truncated_file(share, zipped, tmp_path, published):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match='soft.pth: no such file'):
+    with pytest.raises(CheckpointError, match='soft.pth: no such file'):
         convert_file(f'published://{tmp_path}/soft.pth')
 
 

@@ -12,28 +12,27 @@ them, joined with +, such as fused+channels_last+compile: fused folds batch norm
 scales (tools/deployment/fuse.py shows which), channels_last is the memory format of
 weights and images. fp16 and bf16 are automatic mixed precision inside the model.
 
-Columns: ms is the median time of a pass, averaged over --jobs; images/s is the total of
-all jobs; ratio refers to the baseline; MiB is the peak memory of tensors, weights
-included; deviation is the largest relative error of an output, compared with the eager
-model in fp32. Files also hold mean_ms and ms_per_image.
+Columns: ms is the median time of a pass; ratio refers to the first row of that shape
+and batch size; min - max is its range over the rounds; MiB is the peak memory of
+tensors, weights included; deviation is the largest relative error of an output,
+compared with the eager model in fp32.
 
 examples:
-  three classifiers at 224 x 224, batch size 1, one CPU thread:
-    benchmark.py timm/resnet50 swin-tiny_16xb64_in1k soft_small
+  benchmark.py timm/resnet50 swin-tiny_16xb64_in1k soft_small
   published throughput:
     benchmark.py lowformer_b1 --device cuda --backend torchscript --batch-size 200
   the gain of fusing, memory format and compiling, at two shapes, written to files:
     benchmark.py swiftformer_xs timm/resnet50 --shape 224 512 \\
         --backend eager fused fused+channels_last compile --out speed.csv speed.json
-  backbones at detection size, as detectors use them:
-    benchmark.py soft_tiny_retinanet_1x lowformer_b1_retinanet_1x --backbone \\
-        --shape 800x1344
+  backbones at detection size:
+    benchmark.py soft_tiny_retinanet_1x timm/resnet50 --backbone --shape 800x1344
   reported accuracy against latency; then the plot again from the file of a run:
-    benchmark.py soft_tiny timm/resnet18 --top1 timm/resnet18=69.8 --plot accuracy.png
+    benchmark.py soft_tiny resnet50_8xb32_in1k --out speed.json --plot accuracy.png
     benchmark.py --from speed.json --plot accuracy.png
 """
 import argparse
-import dataclasses
+import itertools
+import math
 import os
 
 # Read when PyTorch is imported. By default idle threads spin, which slows down other
@@ -45,7 +44,6 @@ import logging  # noqa: E402
 
 from mmengine.logging import MMLogger  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
@@ -54,6 +52,13 @@ from mm_efficient.analysis.accuracy_plot import plot_accuracy  # noqa: E402
 from mm_efficient.errors import InputError, error_line  # noqa: E402
 from mm_efficient.files import check_output  # noqa: E402
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure  # noqa: E402
+
+DEFAULTS = vars(benchmark.BenchmarkConfig())
+CELLS = {'model': '{model}', 'backend': '{backend} {dtype}', 'batch': '{batch_size}',
+         'shape': '{height}x{width}', 'ms': '{median_ms:.4g}',
+         'images/s': '{images_per_s:.4g}', 'ratio': '{ratio:.3f}',
+         'min - max': '{ratio_min:.2f} - {ratio_max:.2f}', 'MiB': '{peak_mib:.0f}',
+         'deviation': '{deviation:.0e}', 'passes': '{passes}'}
 
 
 def positive(kind):
@@ -67,23 +72,13 @@ def positive(kind):
     return parse
 
 
-def accuracy(text):
-    """Type of an argument: MODEL=VALUE."""
-    name, _, value = text.rpartition('=')
-    try:
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not MODEL=VALUE, such as soft_small=82.2') from None
-
-
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(**DEFAULTS)
     add_run_options(parser.add_argument, positive(int))
-    add_protocol_options(parser.add_argument, positive(int))
-    add_output_options(parser.add_argument)
+    add_other_options(parser.add_argument, positive(int))
     args = parser.parse_args(argv)
     if bool(args.models) == bool(args.source):
         parser.error('expected either models to time, or --from FILE with the results '
@@ -106,84 +101,60 @@ def add_run_options(add, count):
     add('--shape', dest='shapes', nargs='+', type=image_shape, default=[(224, 224)],
         metavar='SHAPE', help='224, or 800x1344, height x width (default: 224)')
     add('--backbone', action='store_true', help='time backbones, without neck and head')
-    add('--baseline', metavar='MODEL',
-        help='model that ratios refer to (default: the first)')
 
 
-def add_protocol_options(add, count):
-    """How to time it."""
-    add('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
-    add('--threads', type=count, default=1, help='CPU threads per job (default: 1)')
-    add('--jobs', type=count, default=1,
-        help='processes that run the benchmark in parallel (default: 1)')
-    add('--iterations', type=count, default=400, help='timed passes (default: 400)')
-    add('--max-seconds', type=positive(float), default=60.,
-        help='time limit for the passes of a model (default: 60)')
-    add('--warmup', type=count, default=10, help='warm-up passes (default: 10)')
-    add('--rounds', type=count, default=5,
-        help='interleaved rounds that the passes are spread over (default: 5)')
-
-
-def add_output_options(add):
-    """Where the results go, and where they may come from."""
+def add_other_options(add, count):
+    """How to time it, and where the results go."""
+    add('--device', help='cpu, cuda, cuda:1, ... (default: %(default)s)')
+    add('--threads', type=count, help='CPU threads (default: %(default)s)')
+    add('--iterations', type=count, help='timed passes (default: %(default)s)')
+    add('--max-seconds', type=positive(float),
+        help='time limit for the passes of a model (default: %(default)s)')
+    add('--warmup', type=count, help='warm-up passes (default: %(default)s)')
+    add('--rounds', type=count, help='interleaved rounds that the passes are spread '
+        'over (default: %(default)s)')
+    add('--out', nargs='+', default=[], metavar='FILE', help='.csv and .json files')
+    add('--plot', metavar='FILE', help='plot top-1 accuracy against latency, for '
+        'models whose metadata reports it; for others, set top1_reported in the .json '
+        f'file of the run and use --from ({", ".join(FIGURE_SUFFIXES)})')
     add('--from', dest='source', metavar='FILE',
         help='show, plot or convert the .json file of a run; times nothing')
-    add('--out', nargs='+', default=[], metavar='FILE', help='.csv and .json files')
-    add('--plot', metavar='FILE', help='plot reported top-1 accuracy against latency, '
-        f'for models whose accuracy is known ({", ".join(FIGURE_SUFFIXES)})')
-    add('--top1', nargs='+', type=accuracy, default=[], metavar='MODEL=VALUE',
-        help='accuracy of models whose metadata has none')
 
 
-def check_top1(args, reported):
-    """Check, before any work, that --top1 is for these models and --plot not empty."""
-    for name, _ in args.top1:
-        if name not in reported:
-            raise InputError(f'--top1 {name}: expected one of the timed models, '
-                             f'{", ".join(reported)}.')
-    if args.plot and not any([*reported.values(), *args.top1]):
+def check_plot(accuracies):
+    """Check, before any work, that the plot will show a model."""
+    if not any(accuracies):
         raise InputError('--plot has nothing to show: the metadata of these models '
-                         'reports no accuracy. Set it with --top1 MODEL=VALUE.')
+                         'reports no accuracy. Time them with --out FILE.json, set '
+                         'top1_reported there, and plot it with --from FILE.json.')
 
 
 def time_models(args):
     """Time the models, with a progress bar; returns rows and settings."""
-    config = benchmark.BenchmarkConfig(**{
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(benchmark.BenchmarkConfig)})
-    config.check()
-    check_top1(args, {name: benchmark.reported_top1(name) for name in args.models})
-    with Progress(transient=True, console=Console(stderr=True)) as bar:
-        task = bar.add_task('starting', total=config.num_steps)
-        results = benchmark.run_benchmark(
-            config, lambda step: bar.update(task, advance=1, description=step))
-    return benchmark.make_rows(config, results), config.settings()
+    if args.plot:
+        check_plot(map(benchmark.reported_top1, args.models))
+    config = benchmark.BenchmarkConfig(**{key: getattr(args, key) for key in DEFAULTS})
+    runs = [benchmark.BenchmarkRun(*names, batch_size, *shape)
+            for shape, batch_size, *names in itertools.product(
+                args.shapes, args.batch_sizes, args.models, args.backends, args.dtypes)]
+    return benchmark.run_benchmark(runs, config), config.settings()
 
 
 def print_rows(rows, settings):
     """Print the results as a table."""
-    table = Table(caption=(
-        f'{settings["hardware"]}, {settings["device"]}, {settings["threads"]} CPU '
-        f'thread(s), {settings["jobs"]} job(s), torch {settings["torch"]}'))
-    table.add_column('model', overflow='fold')
-    table.add_column('backend', overflow='fold')
-    for column in ('batch', 'shape', 'ms', 'images/s', 'ratio', 'min - max', 'MiB',
-                   'deviation', 'passes'):
-        table.add_column(column, justify='right', no_wrap=True)
-    previous = None
-    for row in rows:
-        group = row['batch_size'], row['height'], row['width']
-        if previous not in (None, group):
-            table.add_section()
-        previous = group
-        memory, deviation = row['peak_mib'], row['deviation']
-        table.add_row(
-            row['model'], f'{row["backend"]} {row["dtype"]}', str(row['batch_size']),
-            f'{row["height"]}x{row["width"]}', f'{row["median_ms"]:.4g}',
-            f'{row["images_per_s"]:.4g}', f'{row["ratio"]:.3f}',
-            f'{row["ratio_min"]:.2f} - {row["ratio_max"]:.2f}',
-            '-' if memory is None else f'{memory:.0f}',
-            '-' if deviation is None else f'{deviation:.0e}', str(row['passes']))
+    table = Table(caption=f'{settings["hardware"]}, {settings["device"]}, '
+                  f'{settings["threads"]} CPU thread(s), torch {settings["torch"]}')
+    for i, column in enumerate(CELLS):
+        table.add_column(column, overflow='fold', no_wrap=i > 1,
+                         justify='right' if i > 1 else 'left')
+    for _, group in itertools.groupby(rows, lambda row: (
+            row['batch_size'], row['height'], row['width'])):
+        for row in group:
+            known = {key: math.nan if value is None else value
+                     for key, value in row.items()}
+            cells = [cell.format(**known) for cell in CELLS.values()]
+            table.add_row(*('-' if cell == 'nan' else cell for cell in cells))
+        table.add_section()
     Console(width=max(Console().width, 125)).print(table)
 
 
@@ -196,18 +167,13 @@ def main(argv=None):
             check_output(path, ['.csv', '.json'])
         if args.plot:
             check_output(args.plot, FIGURE_SUFFIXES)
-        if args.source:
-            rows, settings = benchmark.read_results(args.source)
-            check_top1(args, {row['model']: row['top1_reported'] for row in rows})
-        else:
-            rows, settings = time_models(args)
-        top1 = dict(args.top1)
-        for row in rows:
-            row['top1_reported'] = top1.get(row['model'], row['top1_reported'])
+        rows, settings = (benchmark.read_results(args.source) if args.source
+                          else time_models(args))
         print_rows(rows, settings)
         for path in args.out:
             benchmark.write_results(path, rows, settings)
         if args.plot:
+            check_plot(row['top1_reported'] for row in rows)
             save_figure(plot_accuracy(rows, settings), args.plot)
     for path in [*args.out, *filter(None, [args.plot])]:
         print(f'written: {path}')

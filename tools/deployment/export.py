@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.status import Status
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import image_shape
+from mm_efficient.analysis import image_shape
 from mm_efficient.deploy.exporting import SUFFIXES, check_format, export
 from mm_efficient.deploy.preparation import prepare_export
 from mm_efficient.errors import error_line
 from mm_efficient.files import check_output, find_images
 from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.settings import start_from_scratch
 
 EXAMPLES = r"""examples:
   a detector, from the image to the boxes:
@@ -120,8 +121,12 @@ def main(argv=None):
             name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
         check_format(format, args.out, args.fp16)
         files = find_images(args.image) if args.image else []
-        cfg = load_config(args.config, args.cfg_options, args.mini,
+        options = args.cfg_options or {}
+        cfg = load_config(args.config, options, args.mini,
                           num_classes=args.num_classes)
+        if not args.checkpoint and not any(
+                key.startswith('model.backbone.init_cfg') for key in options):
+            start_from_scratch(cfg)  # without a download
         model, images, metadata = prepare_export(
             cfg, args.checkpoint, files=files, shape=args.shape, static=args.static,
             backbone=args.backbone)

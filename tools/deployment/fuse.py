@@ -8,15 +8,13 @@ image relative to the largest output. A deviation beyond rounding is an error.
 Two-stage detectors are verified up to their neck. Measure the speed-up with
 tools/analysis_tools/benchmark.py --backend fused.
 """
-import argparse
 import logging
 
 import torch
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 import mm_efficient  # noqa: F401
-from mm_efficient.analysis.models import find_model, image_shape
+from mm_efficient.analysis import find_model, model_parser
 from mm_efficient.deploy import fuse, randomize
 from mm_efficient.errors import error_line, explain
 from mm_efficient.models.base import fit_where_needed
@@ -36,23 +34,10 @@ EXAMPLES = r"""examples:
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'models', nargs='+', metavar='MODEL',
-        help='variant (soft_small), config file or its name, model of MMPretrain '
-        '(resnet50_8xb32_in1k) or timm (resnet50, timm/resnet50)')
+    parser = model_parser(f'{__doc__}\n{EXAMPLES}')
     parser.add_argument('--checkpoint', metavar='FILE',
                         help='weights; needs a single config file as MODEL (default: '
                         'random weights)')
-    parser.add_argument(
-        '--shape', type=image_shape, metavar='SHAPE',
-        help='224, or 800x1344 (height x width): input shape (default: 224 for '
-        'classifiers, 800x1344 for detectors, 512 for segmentors)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override settings of the configs')
     parser.add_argument('--num-classes', type=int, metavar='N',
                         help='with --checkpoint: number of classes of every head')
     args = parser.parse_args(argv)

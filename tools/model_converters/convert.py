@@ -8,14 +8,14 @@ segmentors take its backbone by
 """
 import argparse
 import os
-import sys
 
-from mm_efficient.weights.conversion import CheckpointError
+from mm_efficient.errors import InputError, error_line
 from mm_efficient.weights.download import sha256
 from mm_efficient.weights.reading import convert_file, write_checkpoint
 
 
-def parse_args():
+def parse_args(argv=None):
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,36 +27,33 @@ def parse_args():
     parser.add_argument(
         'dst', metavar='DST',
         help='file to write (.pth); replaced as a whole if it exists')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def check_destination(src, dst):
     """Refuse before anything is downloaded or converted."""
     if os.path.isdir(dst):
-        raise CheckpointError(f'{dst} is a folder; name the file to write')
+        raise InputError(f'{dst} is a folder; name the file to write')
     if dst.endswith('.safetensors'):
-        raise CheckpointError(f'{dst}: the result is a PyTorch file, .pth')
+        raise InputError(f'{dst}: the result is a PyTorch file, .pth')
     if os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
-        raise CheckpointError(
+        raise InputError(
             f'{dst} is the published file itself; name another file to write')
 
 
-def main():
-    args = parse_args()
-    try:
+def main(argv=None):
+    """Convert, and report what was found."""
+    args = parse_args(argv)
+    with error_line():
         check_destination(args.src, args.dst)
         conversion = convert_file(args.src)
         write_checkpoint(conversion.checkpoint, args.dst)
-    except (CheckpointError, OSError, ImportError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
     print(conversion.report)
     print(f'written    {args.dst}, SHA-256 {sha256(args.dst)}')
     print('next       tools/test.py CONFIG of the above with this file, or\n'
           "           init_cfg=dict(type='Pretrained', "
           f"checkpoint='{args.dst}', prefix='backbone.')")
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

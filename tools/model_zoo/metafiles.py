@@ -16,6 +16,7 @@ from mm_efficient.analysis import complexity, from_config
 from mm_efficient.errors import InputError
 from mm_efficient.weights import FAMILIES as REGISTERED
 from mm_efficient.weights import Family
+from mm_efficient.weights.download import hub_url
 
 # In the order of their papers
 FAMILIES: dict[str, Family] = {
@@ -178,13 +179,27 @@ def _model(entry: Entry, measured: Mapping[str, int], root: Path) -> dict:
         metadata[f'Reported {metric}'] = value
     if metrics:
         metadata['Reported By'] = reported.sources[entry.method]
+    weights = _weights(entry)
     return {
         'Name': model_name(entry, cfg),
         'In Collection': entry.family,
         'Config': entry.config,
         'Metadata': metadata,
         'Results': [dict(Task=name, Dataset=dataset, Metrics={}) for name in tasks],
+        **({'Weights': weights} if weights else {}),
     }
+
+
+def _weights(entry: Entry) -> str | None:
+    """URL of the published weights, which are those of classifiers."""
+    address = FAMILIES[entry.family].downloads.get(entry.variant)
+    if entry.method != 'cls' or address is None:
+        return None
+    if address.startswith('timm/'):
+        # MIM saves the file under what follows the last slash, which no server sees
+        url = hub_url(address, endpoint='https://huggingface.co')
+        return f'{url}#/{entry.variant}{Path(url).suffix}'
+    return address
 
 
 def model_index() -> str:

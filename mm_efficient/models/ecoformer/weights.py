@@ -151,6 +151,8 @@ class EcoFormerFamily(Family):
            for i in range(5)},
         'ecoformer_twins_s': f'{_RELEASE}twins_svt_s_ecoformer.pth'
     }
+    files = {name: (url.rpartition('/')[2].removesuffix('.pth'), )
+             for name, url in downloads.items()}
     reported = REPORTED
     references = {
         **{f'ecoformer_pvt_b{i}': f'pvtv2_b{i}_ecoformer' for i in range(5)},

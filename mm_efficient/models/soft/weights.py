@@ -86,6 +86,12 @@ class SOFTFamily(Family):
         for suffix, settings in (('', {}), ('_norm', dict(normalized=True)))
     }
     dense = dict(pretrain_size=224)
+    # Of plain SOFT and of Huge no others; the links lead to a file host's pages
+    files = {
+        'soft_tiny': ('SOFT_Tiny', ),
+        **{f'soft_{arch.lower()}_norm': (f'SOFT_{arch}_norm', f'SOFT_Norm_{arch}')
+           for arch in ('Tiny', 'Small', 'Medium', 'Large')}
+    }
     entries = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
     reported = REPORTED
 

@@ -88,6 +88,8 @@ class SwiftFormerFamily(Family):
     # The authors' own files need a browser to download; timm's have the same tensors
     downloads = {f'swiftformer_{arch}': f'timm/swiftformer_{arch}.dist_in1k'
                  for arch in SwiftFormer.ARCHS}
+    files = {f'swiftformer_{arch}': (f'SwiftFormer_{arch.upper()}_ckpt', )
+             for arch in SwiftFormer.ARCHS}
     entries = ('model', 'state_dict', 'model_ema', 'state_dict_ema')
     reported = REPORTED
 

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from mm_efficient.errors import InputError
-from mm_efficient.runs import options as module
+from mm_efficient.runs import overrides as module
 from mm_efficient.runs import prepare_training
 from mm_efficient.runs.configs import load_config
 
