@@ -152,12 +152,10 @@ def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
                     num_classes: int | None, allow_changes: bool
                     ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
-    # The classes of the miniature data are known, and it takes time to generate
-    found = None if mini else check_splits(cfg, SPLITS, mini, classes, num_classes)
     check_model(cfg)
     check_teacher(cfg)
-    seed = check_start(cfg, allow_changes)
-    return seed, found or check_splits(cfg, SPLITS, mini, classes, num_classes)
+    found = check_splits(cfg, SPLITS, mini, classes, num_classes)
+    return check_start(cfg, allow_changes), found
 
 
 def check_start(cfg: Config, allow_changes: bool = False) -> int | None:
