@@ -6,7 +6,7 @@ Each one is applied only where it is needed:
   was installed without its compiled extension (``mmcv-lite``, ``onedl-mmcv``), so that
   ``mmdet.models`` and ``mmseg.models`` import and RetinaNet and Mask R-CNN train.
 - :func:`repair_checkpoint_loading` lets MMEngine <= 0.10.7 read its own checkpoints on
-  PyTorch >= 2.6.
+  PyTorch >= 2.6, and any MMEngine read local ``.safetensors`` files.
 """
 import contextlib
 import importlib.abc
@@ -43,8 +43,7 @@ def apply() -> None:
     if FINDER not in sys.meta_path:
         # last, so that a compiled extension is found first
         sys.meta_path.append(FINDER)
-    if needs_checkpoint_repair():
-        repair_checkpoint_loading()
+    repair_checkpoint_loading()
 
 
 # ----------------------------------------------------------------------------
@@ -317,8 +316,7 @@ def load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
     As in MMEngine's own later fix, local files are unpickled in full, which can execute
     code: a local checkpoint is trusted as much as a config, which is a Python program
     too. Load files you do not trust with ``tools/model_converters/convert.py`` or
-    ``published://``, which read tensors only. With ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=1``
-    in the environment PyTorch refuses everything but tensors here too.
+    ``published://``, which read tensors only.
 
     Args:
         filename (str): Path of the checkpoint.
@@ -337,6 +335,21 @@ def load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
 
 
 def repair_checkpoint_loading() -> None:
-    """Replace MMEngine's loader for local files with :func:`load_from_local`."""
-    CheckpointLoader.register_scheme(
-        prefixes='', loader=load_from_local, force=True)
+    """Replace MMEngine's loader for local files.
+
+    The new one reads safetensors, and leaves other files to :func:`load_from_local` if
+    MMEngine's own loader refuses its checkpoints, else to that loader.
+    """
+    loader = CheckpointLoader._get_checkpoint_loader('local.pth')
+    if hasattr(loader, 'others'):
+        return
+    others = load_from_local if needs_checkpoint_repair() else loader
+
+    def load(filename: str, map_location: Any = None) -> dict[str, Any]:
+        if filename.endswith('.safetensors') and osp.isfile(osp.expanduser(filename)):
+            from safetensors.torch import load_file
+            return load_file(osp.expanduser(filename))
+        return others(filename, map_location)
+
+    load.others = others  # type: ignore[attr-defined]
+    CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)

@@ -65,4 +65,7 @@ def error_line() -> Iterator[None]:
         time.sleep(REPORT_SECONDS)
         sys.exit(1)
     except (InputError, ExecutionError, OSError, ImportError) as error:
-        sys.exit(f'error: {error}')
+        text = str(error)
+        if 'Original Traceback' in text:  # PyTorch's, from a process that loads data
+            text = text.strip().splitlines()[-1].partition(': ')[2]
+        sys.exit(f'error: {text}')

@@ -26,6 +26,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--num-classes', type=int, metavar='N', help='number of classes of every head')
     parser.add_argument(
+        '--classes', nargs='+', metavar='NAME',
+        help='names of the classes; of label maps in the order of their values, the '
+        'background included (default: the categories of a COCO file, the names of '
+        "the class folders, else the config's)")
+    parser.add_argument(
+        '--tta', action='store_true',
+        help='test-time augmentation: average over sizes and mirror images (not for '
+        'masks of instances)')
+    parser.add_argument(
         '--out', metavar='FILE.pkl', help='write the predictions to a pickle')
     parser.add_argument(
         '--show', action='store_true', help='show the predictions in a window')
@@ -59,7 +68,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with error_line():
         return runs.test(
             args.config, args.checkpoint, work_dir=args.work_dir,
-            data_root=args.data_root, num_classes=args.num_classes, out=args.out,
+            data_root=args.data_root, num_classes=args.num_classes,
+            classes=args.classes, tta=args.tta, out=args.out,
             show=args.show, show_dir=args.show_dir, wait_time=args.wait_time,
             cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
 

@@ -19,6 +19,11 @@ EXAMPLES = r"""examples:
   ten classes of your own, one folder each in train/ and in val/:
     python tools/train.py configs/cls/soft_tiny_300e.py \
         --data-root /datasets/mine --num-classes 10
+  the categories of your own COCO files; label maps with 0, 1 and 2:
+    python tools/train.py configs/det/soft_tiny_retinanet_1x.py \
+        --data-root /datasets/mine
+    python tools/train.py configs/seg/soft_tiny_fpn_80k.py \
+        --data-root /datasets/mine --classes background road car
   a backbone that starts from one's own classifier, or from scratch:
     python tools/train.py CONFIG --pretrained work_dirs/soft_small_300e/epoch_300.pth
     python tools/train.py CONFIG --pretrained none
@@ -42,6 +47,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--num-classes', type=int, metavar='N', help='number of classes of every head')
     parser.add_argument(
+        '--classes', nargs='+', metavar='NAME',
+        help='names of the classes; of label maps in the order of their values, the '
+        'background included (default: the categories of a COCO file, the names of '
+        "the class folders, else the config's)")
+    parser.add_argument(
         '--pretrained', metavar='FILE|URL|NAME|none',
         help="weights the backbone starts from: a file or URL (one's own or the "
         "authors'), a name such as swiftformer_xs or timm/MODEL.TAG, or none, from "
@@ -51,6 +61,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--resume', nargs='?', const=True, metavar='CHECKPOINT',
         help='continue from this checkpoint, or from the latest one in the work dir '
         'if none is given')
+    parser.add_argument(
+        '--allow-changes', action='store_true',
+        help='with --resume: go on with the batch size, optimizer, schedule and data '
+        'of the config where they differ from those of the checkpoint')
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument(
@@ -82,9 +96,11 @@ def main(argv: list[str] | None = None) -> None:
     with error_line():
         runs.train(
             args.config, work_dir=args.work_dir, data_root=args.data_root,
-            num_classes=args.num_classes, pretrained=args.pretrained,
-            resume=args.resume, amp=args.amp, auto_scale_lr=args.auto_scale_lr,
-            cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
+            num_classes=args.num_classes, classes=args.classes,
+            pretrained=args.pretrained, resume=args.resume,
+            allow_changes=args.allow_changes, amp=args.amp,
+            auto_scale_lr=args.auto_scale_lr, cfg_options=args.cfg_options,
+            launcher=args.launcher, mini=args.mini)
 
 
 if __name__ == '__main__':

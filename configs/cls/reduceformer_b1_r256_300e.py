@@ -3,8 +3,8 @@
 _base_ = './reduceformer_b1_300e.py'
 
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(_base_.test_pipeline[1], scale=270),
+    *_base_.load_test_image,
+    dict(_base_.test_pipeline[2], scale=270),
     dict(type='CenterCrop', crop_size=256),
     dict(type='PackInputs')
 ]

@@ -13,8 +13,8 @@ train_pipeline = [
     dict(type='PackInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(_base_.test_pipeline[1], scale=224),  # the whole short side
+    *_base_.load_test_image,
+    dict(_base_.test_pipeline[2], scale=224),  # the whole short side
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

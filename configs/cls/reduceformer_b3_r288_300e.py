@@ -1,8 +1,8 @@
 _base_ = './reduceformer_b3_300e.py'
 
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(_base_.test_pipeline[1], scale=288),
+    *_base_.load_test_image,
+    dict(_base_.test_pipeline[2], scale=288),
     dict(type='CenterCrop', crop_size=288),
     dict(type='PackInputs')
 ]

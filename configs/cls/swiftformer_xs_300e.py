@@ -7,7 +7,7 @@ model = dict(
 
 # published without RandAugment, so that the color jitter of the arguments is active
 train_pipeline = [
-    _base_.load_image,
+    *_base_.load_image,
     dict(interpolation='bicubic', **_base_.random_resized_crop),
     _base_.random_flip,
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),

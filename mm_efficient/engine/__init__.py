@@ -1,5 +1,6 @@
 """Everything configs can name: hooks, schedules, samplers, optimizer wrappers, EMA."""
 from .accumulation import AccumulationRestartHook
+from .bit_depth import CheckBitDepth
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .distributed import CPUDistributedDataParallel
 from .ema import WarmupEMA
@@ -7,6 +8,7 @@ from .hash_fitting import HashFittingHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .metrics import DumpSegResults
 from .mini_report import MiniReportHook
+from .new_schedule import NewScheduleHook
 from .precise_bn import PreciseBNEvalHook
 from .prediction_images import SavePredictionImagesHook
 from .progress import DropPathProgressHook, MESAHook
@@ -23,9 +25,10 @@ from .seeding import (
 __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
     'BatchResizedCrop', 'BatchResolution', 'CPUDistributedDataParallel',
+    'CheckBitDepth',
     'DropPathProgressHook', 'DumpSegResults', 'HashFittingHook',
     'LayerDecayOptimWrapperConstructor', 'MESAHook', 'MiniReportHook',
-    'PreciseBNEvalHook', 'ResolutionBatchSampler', 'SampleIndex',
+    'NewScheduleHook', 'PreciseBNEvalHook', 'ResolutionBatchSampler', 'SampleIndex',
     'SavePredictionImagesHook', 'SeedIterationHook', 'SeedSample', 'SeededSampler',
     'WarmupCosineLR', 'WarmupEMA', 'seed_everything'
 ]

@@ -122,6 +122,7 @@ class PreciseBNEvalHook(Hook):
         """Set ``statistics`` to those of ``model``, which stays unchanged."""
         if self.loader is None:
             self.loader = self._make_loader(loader, runner.seed)
+        before = _statistics(model)
         model = copy.deepcopy(model).eval()
         for module in model.modules():
             if isinstance(module, _BatchNorm):
@@ -129,6 +130,10 @@ class PreciseBNEvalHook(Hook):
         runner.logger.info('Re-estimating batch-norm statistics')
         update_bn_stats(model, self.loader, self.num_samples, runner.logger)
         self.statistics = _statistics(model)
+        if not all(value.isfinite().all() for value in self.statistics.values()):
+            runner.logger.warning('The re-estimated batch-norm statistics are not '
+                                  'finite: the running ones are kept')
+            self.statistics = before
         return self.statistics
 
     def _make_loader(self, loader: DataLoader, seed: int) -> DataLoader:

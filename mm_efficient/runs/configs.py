@@ -1,7 +1,7 @@
 """Finding, reading and overriding configs."""
 import copy
 import os.path as osp
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import InputError
-from ..files import config_files
-from .classes import set_num_classes
+from ..files import config_files, join_root
+from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
-from .traversal import SPLITS, split_datasets, split_metrics
+from .overrides import check_options
+from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
 # Task packages and the extra of this package that installs them
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
@@ -23,11 +24,12 @@ def load_config(config: str | Path | Config,
                 mini: bool = False,
                 *,
                 data_root: str | Path | None = None,
-                num_classes: int | None = None) -> Config:
+                num_classes: int | None = None,
+                classes: Sequence[str] | None = None) -> Config:
     """Read a config and override its settings.
 
     Later arguments in this list take precedence: ``mini``, ``data_root``,
-    ``num_classes``, ``cfg_options``.
+    ``num_classes`` and ``classes``, ``cfg_options``.
 
     Args:
         config (str | Path | Config): Config file; the name of one of this package's
@@ -41,7 +43,9 @@ def load_config(config: str | Path | Config,
             from, with the layout the config expects. Defaults to None, that of the
             config.
         num_classes (int, optional): Number of classes of every head. Defaults to
-            None, that of the config.
+            None, that of ``classes``, else of the config.
+        classes (Sequence[str], optional): Names of the classes, for heads and data
+            sets. Defaults to None, those of the config.
 
     Returns:
         Config: The config to run.
@@ -50,7 +54,6 @@ def load_config(config: str | Path | Config,
         InputError: If the config is missing, unreadable or incomplete.
     """
     options = dict(cfg_options or {})
-    _refuse_former_options(options)
     if isinstance(config, Config):
         cfg = copy.deepcopy(config)
     else:
@@ -60,25 +63,29 @@ def load_config(config: str | Path | Config,
         apply_mini(cfg)
     if data_root is not None:
         move_data(cfg, str(data_root))
-    if num_classes is not None:
-        set_num_classes(cfg, num_classes)
+    _set_classes(cfg, num_classes, classes)
     if mini and not any(key.startswith('model.teacher') for key in options):
         drop_teacher(cfg)
+    check_options(cfg, options)
     cfg.merge_from_dict(options)
     _allow_no_workers(cfg)
     return cfg
 
 
-def _refuse_former_options(options: Mapping[str, Any]) -> None:
-    """Reject former special overrides, and name the arguments that replace them."""
-    for key, flag, full_key in (
-            ('data_root', '--data-root FOLDER', 'train_dataloader.dataset.data_root'),
-            ('num_classes', '--num-classes N', 'model.head.num_classes')):
-        if key in options:
-            raise InputError(
-                f'{key}={options[key]} in --cfg-options would change nothing: no part '
-                f'of the config reads that variable. Use {flag}, in Python {key}=..., '
-                f'or a full key such as {full_key}.')
+def _set_classes(cfg: Config, num_classes: int | None,
+                 classes: Sequence[str] | None) -> None:
+    if classes is not None and num_classes not in (None, len(classes)):
+        raise InputError(f'--num-classes is {num_classes}, but --classes names '
+                         f'{len(classes)}. Leave --num-classes out.')
+    if num_classes is not None:
+        if head_classes(cfg.model) is None:
+            raise InputError('--num-classes has no effect: no head of the model has a '
+                             'num_classes that can be changed.')
+        set_num_classes(cfg, num_classes)
+        if cfg.default_scope == 'mmseg' and classes is None:
+            classes = [f'class {label}' for label in range(num_classes)]
+    if classes is not None:
+        set_classes(cfg, classes)
 
 
 def _find_config(path: str) -> str:
@@ -105,19 +112,46 @@ def _read_config(path: str) -> Config:
 
 
 def _check_complete(cfg: Config) -> None:
-    name, scope = cfg.filename or 'The config', cfg.get('default_scope')
-    if scope not in EXTRAS:
+    name = cfg.filename or 'The config'
+    if 'model' not in cfg:
+        raise InputError(f'{name} sets no model. Name a complete config, such as those '
+                         'in configs/{cls,det,seg}/. A config without it is usually a '
+                         'base of others.')
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = _scope_of(cfg.model)
+    scope = cfg.default_scope
+    if scope is None:
         raise InputError(
-            f'{name} sets default_scope={scope!r}; expected one of '
-            f'{list(EXTRAS)} (classification, detection, segmentation). '
-            'A config without it is usually a base of others.')
+            f'{name} sets no default_scope; expected one of {list(EXTRAS)} '
+            '(classification, detection, segmentation), or of another package for '
+            'MMEngine.')
     if find_spec(scope) is None:
-        raise InputError(f'{name} needs {scope}, which is not installed: pip '
-                         f"install 'mm-efficient[{EXTRAS[scope]}]'")
-    for key in ('model', 'train_dataloader', 'test_dataloader'):
-        if key not in cfg:
-            raise InputError(f'{name} sets no {key}. Name a complete config, '
-                             'such as those in configs/{cls,det,seg}/.')
+        extra = EXTRAS.get(scope)
+        hint = f": pip install 'mm-efficient[{extra}]'" if extra else ''
+        raise InputError(f'{name} needs {scope}, which is not installed{hint}')
+
+
+def _scope_of(model: dict) -> str | None:
+    """Package of a model that is given as a class, or by a name with its package."""
+    kind = model.get('type')
+    module = kind.__module__ if isinstance(kind, type) else str(kind)
+    scope = module.partition('.')[0]
+    return scope if scope in EXTRAS and scope != module else None
+
+
+def require(cfg: Config, *keys: str) -> None:
+    """Check that a config has what a run needs.
+
+    Args:
+        cfg (Config): Config of the run.
+        *keys (str): Names of its parts.
+
+    Raises:
+        InputError: If one is missing.
+    """
+    for key in keys:
+        if cfg.get(key) is None:
+            raise InputError(f'{cfg.filename or "The config"} sets no {key}.')
 
 
 def move_data(cfg: Config, root: str) -> None:
@@ -131,13 +165,15 @@ def move_data(cfg: Config, root: str) -> None:
     cfg.data_root = root
     for split in SPLITS:
         for dataset in split_datasets(cfg, split):
-            old = dataset.get('data_root') or ''
+            old = (dataset.get('data_root') or '').rstrip('/') + '/'
             dataset['data_root'] = root
             for metric in split_metrics(cfg, split):
-                ann_file = metric.get('ann_file')
-                if ann_file and old and ann_file.startswith(old):
-                    metric['ann_file'] = osp.join(
-                        root, ann_file[len(old):].lstrip('/'))
+                files = metric.get('ann_file')
+                if files and old != '/':
+                    moved = [join_root(root, path[len(old):].lstrip('/'))
+                             if path.startswith(old) else path
+                             for path in as_list(files)]
+                    metric['ann_file'] = moved if isinstance(files, list) else moved[0]
 
 
 def drop_teacher(cfg: Config) -> None:

@@ -14,7 +14,13 @@ from ..datasets.mini import CLASSES, MINI_ROOT, PALETTE, generate_dataset
 from ..errors import InputError
 from .classes import set_num_classes
 from .settings import start_from_scratch
-from .traversal import SPLITS, leaf_datasets, nested_dicts, split_datasets
+from .traversal import (
+    SPLITS,
+    leaf_datasets,
+    nested_dicts,
+    split_datasets,
+    type_name,
+)
 
 MINI_DATA = dict(mmpretrain='imagenet', mmdet='coco', mmseg='ade')
 
@@ -54,8 +60,13 @@ def apply_mini(cfg: Config, root: str | Path = MINI_ROOT) -> Config:
 
     Returns:
         Config: The same config.
+
+    Raises:
+        InputError: If there is no miniature data set for the task.
     """
     scope = cfg.default_scope
+    if scope not in RECIPES:
+        raise InputError(f'--mini has data for {list(RECIPES)}, not for {scope}.')
     recipe = RECIPES[scope]
     _use_data(cfg, MINI_DATA[scope], Path(root).as_posix())
     set_num_classes(cfg, len(CLASSES[MINI_DATA[scope]]))
@@ -130,7 +141,7 @@ def _use_data(cfg: Config, name: str, root: str) -> None:
         for metric in nested_dicts(cfg.get(f'{split}_evaluator')):
             if 'ann_file' in metric:
                 metric['ann_file'] = f'{folder}/annotations/instances_val2017.json'
-            if metric.get('type') == 'Accuracy':  # five classes: no top-5
+            if type_name(metric) == 'Accuracy':  # five classes: no top-5
                 metric['topk'] = (1, )
 
 
@@ -171,7 +182,7 @@ def _shrink_images(cfg: Config, size: int) -> None:
     if before is None or before <= size:
         return
     nodes = [node for pipeline in pipelines for node in nested_dicts(pipeline)]
-    nodes += list(nested_dicts(cfg.model.get('data_preprocessor')))
+    nodes += nested_dicts([cfg.model.get('data_preprocessor'), cfg.get('tta_pipeline')])
     nodes += [cfg.model.get('test_cfg') or {},
               cfg.train_dataloader.get('batch_sampler') or {},
               *(cfg.get('custom_hooks') or [])]
@@ -191,7 +202,7 @@ def _shrink_sampling(model: dict) -> None:
         if 'max_per_img' in node:
             most = MAX_DETECTIONS if 'score_thr' in node else MAX_PROPOSALS
             node['max_per_img'] = min(node['max_per_img'], most)
-        if node.get('type') == 'RandomSampler':
+        if type_name(node) == 'RandomSampler':
             most = MAX_ROI_SAMPLES if node.get('add_gt_as_proposals') \
                 else MAX_RPN_SAMPLES
             node['num'] = min(node['num'], most)
@@ -203,7 +214,7 @@ def _soften_augmentation(cfg: Config) -> None:
         augment.alpha = min(augment.get('alpha', 1.), MIXING_ALPHA)
     for dataset in split_datasets(cfg, 'train'):
         for node in nested_dicts(dataset['pipeline']):
-            kind = str(node.get('type'))
+            kind = type_name(node)
             node.update(WEAK_AUGMENTATION.get(kind, {}))
             if kind in ('RandomResizedCrop', 'BatchResizedCrop'):
                 node['crop_ratio_range'] = CROP_RANGE
@@ -228,7 +239,7 @@ def _shrink_schedule(cfg: Config, recipe: dict[str, Any]) -> None:
              eta_min=0, by_epoch=False, begin=int(iters * WARMUP), end=iters)
     ]
     optimizer = cfg.optim_wrapper.optimizer
-    if optimizer.type.startswith('Adam'):
+    if type_name(optimizer).startswith('Adam'):
         optimizer.lr = recipe['lr']
     if 'accumulative_counts' in cfg.optim_wrapper:
         cfg.optim_wrapper.accumulative_counts = min(
@@ -252,11 +263,11 @@ def _shrink_hooks(cfg: Config, checkpoint_interval: int) -> None:
     }
     custom_hooks = list(cfg.get('custom_hooks') or [])
     for hook in custom_hooks:
-        if hook['type'] == 'EMAHook':  # average the last iterations
+        if type_name(hook) == 'EMAHook':  # average the last iterations
             hook.update(momentum=0.02)
             if 'warmup' in hook:
                 hook.update(warmup=20)
-        if hook['type'] == 'PreciseBNEvalHook':
+        if type_name(hook) == 'PreciseBNEvalHook':
             hook.update(num_samples=BN_IMAGES, batch_size=BN_BATCH,
                         interval=checkpoint_interval)
     cfg.custom_hooks = custom_hooks + [dict(type='MiniReportHook')]

@@ -4,17 +4,20 @@ MMEngine would detect most of these errors too, but only after creating the work
 reading the data set and printing the config, and with the message of whichever layer
 fails.
 """
+import copy
+import inspect
 import os.path as osp
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import PretrainedInit
+from mmengine.model import BaseTTAModel, PretrainedInit
 from mmengine.registry import MODELS as ALL_MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import is_local
@@ -25,7 +28,10 @@ from ..weights.loading import match_pretrained, match_state_dict, match_weights
 from ..weights.locating import NeverPublishedError
 from ..weights.matching import Mismatch, compare_state_dicts
 from ..weights.reading import SCHEME
+from .traversal import inner_model, type_name
 
+PREPROCESSORS = ('ClsDataPreprocessor', 'DetDataPreprocessor', 'SegDataPreProcessor')
+TRIAL_SHAPE = (128, 128)  # height and width in pixels
 TEACHER_ON_HUB = 'regnety_160.deit_in1k'
 
 
@@ -33,7 +39,8 @@ def build_on_meta(settings: dict) -> nn.Module:
     """Build a model to look at names and shapes, without memory for its weights.
 
     Args:
-        settings (dict): Config of any model of the default scope.
+        settings (dict): Config of any model of the default scope. Building changes
+            some of them, so a copy is built.
 
     Returns:
         nn.Module: On the meta device; on the CPU if its constructor reads values of
@@ -41,9 +48,9 @@ def build_on_meta(settings: dict) -> nn.Module:
     """
     try:
         with torch.device('meta'):
-            return ALL_MODELS.build(settings)
+            return ALL_MODELS.build(copy.deepcopy(settings))
     except Exception:  # if the settings are wrong, the second attempt raises the error
-        return ALL_MODELS.build(settings)
+        return ALL_MODELS.build(copy.deepcopy(settings))
 
 
 def check_model(cfg: Config, pretrained: bool = True) -> None:
@@ -59,12 +66,12 @@ def check_model(cfg: Config, pretrained: bool = True) -> None:
         InputError: If it cannot be built, its weights do not fit, or the neck or head
             expects different channels.
     """
-    settings = cfg.model.get('backbone')
+    settings = inner_model(cfg.model).get('backbone')
     if not settings or not is_ours(settings.get('type')):
         return
     kind = settings['type']
-    if (isinstance(kind, str) and not kind.startswith('mmpretrain.')
-            and cfg.default_scope != 'mmpretrain'):
+    if (isinstance(kind, str) and '.' not in kind
+            and 'mmpretrain' not in (cfg.default_scope, settings.get('_scope_'))):
         raise InputError(f'model.backbone.type is {kind!r}, which is registered '
                          f"in MMPretrain: write 'mmpretrain.{kind}'.")
     try:
@@ -72,8 +79,8 @@ def check_model(cfg: Config, pretrained: bool = True) -> None:
             backbone = build_on_meta({**settings, 'init_cfg': None})
     except (TypeError, ValueError) as error:
         raise InputError(f'model.backbone: {error}') from None
-    _check_image_channels(cfg.model, backbone)
-    _check_feature_channels(cfg.model, backbone)
+    _check_image_channels(cfg, backbone)
+    _check_features(cfg, backbone)
     if pretrained:
         init_cfg = settings.get('init_cfg')
         for each in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
@@ -88,57 +95,89 @@ def is_ours(kind: Any) -> bool:
         kind (Any): Its ``type`` in a config, a name or a class.
     """
     if not isinstance(kind, type):
-        kind = MODELS.module_dict.get(str(kind).removeprefix('mmpretrain.'))
+        kind = MODELS.module_dict.get(str(kind).rpartition('.')[2])
     return isinstance(kind, type) and issubclass(kind, PyramidBackbone)
 
 
-def _check_image_channels(model: dict, backbone: Any) -> None:
-    mean = (model.get('data_preprocessor') or {}).get('mean') or ()
-    if len(mean) == 3 and backbone.in_channels != 3:
+def _check_image_channels(cfg: Config, backbone: Any) -> None:
+    preprocessor = inner_model(cfg.model).get('data_preprocessor') \
+        or cfg.get('data_preprocessor') or {}
+    mean = preprocessor.get('mean') or ()
+    if (len(mean) == 3 and backbone.in_channels != 3
+            and type_name(preprocessor) in ('', *PREPROCESSORS)):
         raise InputError(
             f'model.backbone.in_channels is {backbone.in_channels}, but '
             'model.data_preprocessor normalises images with 3 channels. Set one '
             'of them to fit your images.')
 
 
-def _check_feature_channels(model: dict, backbone: Any) -> None:
-    """Compare the backbone's output channels with what neck or heads expect."""
-    widths = [backbone.feature_channels[i] for i in backbone.out_indices]
-    neck = model.get('neck') or {}
-    if 'in_channels' in neck:
-        successors = dict(neck=neck)
-    elif neck.get('type', 'GlobalAveragePooling') == 'GlobalAveragePooling':
-        successors = {
-            key: model[key]
-            for key in ('decode_head', 'auxiliary_head', 'head')
-            if isinstance(model.get(key), dict)
-        }
-    else:  # an unknown neck
+def _check_features(cfg: Config, backbone: Any) -> None:
+    """Run neck and heads on the feature maps of a small image.
+
+    They run without data, on the meta device. What fails there is tried again on the
+    CPU, since some operators need values; only what fails there too is an error.
+    """
+    settings = inner_model(cfg.model)
+    if cfg.default_scope == 'mmpretrain':
+        settings = {**settings, 'train_cfg': None}  # logs that it is there
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
+        try:
+            model = build_on_meta(settings)
+        except Exception as error:
+            raise InputError(f'The model of the config cannot be built: '
+                             f'{type(error).__name__}: {error}') from error
+        try:
+            image = torch.zeros(1, backbone.in_channels, *TRIAL_SHAPE, device='meta')
+            features = backbone.eval()(image)
+        except Exception:  # the backbone needs values
+            return
+        failed = _try_successors(model, _like(features, 'meta'))
+        if failed is not None:
+            model = ALL_MODELS.build(copy.deepcopy(settings))
+            failed = _try_successors(model, _like(features, 'cpu'))
+    if failed is None:
         return
-    for name, successor in successors.items():
-        given = successor.get('in_channels')
-        if isinstance(given, (list, tuple)):
-            index = successor.get('in_index') or range(len(widths))
-        else:
-            index = successor.get('in_index', -1)
-        _compare_channels(name, given, widths, index, backbone)
+    part, problem = failed
+    reason = (str(problem).strip() or 'an assertion').splitlines()[0]
+    own = settings.get(part)
+    given = [f'{key}={own[key]}' for key in ('in_channels', 'in_index')
+             if isinstance(own, dict) and key in own]
+    raise InputError(
+        f'model.{part} {" and ".join(given)} does not fit model.backbone, '
+        f'{type(backbone).__name__} with feature maps of '
+        f'{[map.shape[1] for map in features]} channels '
+        f'({type(problem).__name__}: {reason}). Set its in_channels and in_index to '
+        'those.')
 
 
-def _compare_channels(name: str, given: Any, widths: list[int], index: Any,
-                      backbone: Any) -> None:
+def _like(features: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(x.shape, device=device) for x in features)
+
+
+def _try_successors(model: Any, features: tuple[Tensor, ...]
+                    ) -> tuple[str, Exception] | None:
+    """Name the part of a model that cannot run on feature maps, and its error."""
+    model.eval()
+    part = 'neck'
     try:
-        expected: Any = widths[index] if isinstance(index, int) else \
-            [widths[i] for i in index]
-    except IndexError:
-        raise InputError(
-            f'model.{name}.in_index is {index}, but out_indices of the backbone '
-            f'is {backbone.out_indices}.') from None
-    same = given == expected if isinstance(given, int) else \
-        list(given or ()) == expected
-    if given is not None and not same:
-        raise InputError(
-            f'model.{name}.in_channels is {given}, but '
-            f'{type(backbone).__name__} gives {expected}. Set it to that.')
+        if getattr(model, 'with_neck', False):
+            features = model.neck(features)
+        for part in ('decode_head', 'auxiliary_head', 'head'):
+            heads = getattr(model, part, None)
+            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+                if head is not None and _takes_features_alone(head):
+                    head(features)
+    except NotImplementedError:  # an operator that is not installed
+        return None
+    except Exception as error:
+        # operators of mmcv that exist for CUDA only
+        return None if 'cuda' in str(error).lower() else (part, error)
+    return None
+
+
+def _takes_features_alone(head: nn.Module) -> bool:
+    parameters = list(inspect.signature(head.forward).parameters.values())
+    return sum(p.default is p.empty for p in parameters) == 1
 
 
 def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
@@ -210,7 +249,10 @@ def check_weights(cfg: Config, checkpoint: dict, path: str,
         InputError: If tensors are missing or have another shape.
     """
     init_default_scope(cfg.default_scope)
-    expected = build_on_meta(cfg.model).state_dict()
+    model = build_on_meta(cfg.model)
+    while isinstance(model, BaseTTAModel):  # loads what is inside
+        model = model.module
+    expected = model.state_dict()
     weights = {key.removeprefix('module.'): value
                for key, value in checkpoint.get('state_dict', checkpoint).items()
                if hasattr(value, 'shape')}

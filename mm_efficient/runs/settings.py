@@ -12,7 +12,7 @@ from ..weights.checking import check_checkpoint
 from ..weights.locating import locate
 from ..weights.reading import SCHEME
 from .model_checks import is_ours
-from .traversal import split_datasets
+from .traversal import inner_model, split_datasets, type_name
 
 
 def set_work_dir(cfg: Config, work_dir: str | Path | None = None) -> None:
@@ -49,7 +49,7 @@ def set_pretrained(cfg: Config, pretrained: str | Path) -> None:
         InputError: If the model has no backbone, there are no such weights, or the
             checkpoint is for a backbone of another package and cannot be read.
     """
-    backbone, source = cfg.model.get('backbone'), str(pretrained)
+    backbone, source = inner_model(cfg.model).get('backbone'), str(pretrained)
     if not isinstance(backbone, dict):
         raise InputError('--pretrained needs model.backbone, which the config does '
                          'not set. Use --cfg-options for the weights of other parts.')
@@ -76,8 +76,9 @@ def start_from_scratch(cfg: Config) -> None:
     Args:
         cfg (Config): Changed in place.
     """
-    backbone = cfg.model.get('backbone') or {}
-    for node in (cfg.model, backbone):  # legacy way to name weights
+    model = inner_model(cfg.model)
+    backbone = model.get('backbone') or {}
+    for node in (model, backbone):  # legacy way to name weights
         if node.get('pretrained'):
             node['pretrained'] = None
     init_cfg = backbone.pop('init_cfg', None) or []
@@ -100,7 +101,7 @@ def use_amp(cfg: Config) -> None:
     if get_device() in ('cpu', 'mps'):
         raise InputError('--amp needs a GPU, found none: leave it out. (MMEngine has '
                          'no mixed precision on the CPU.)')
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name(cfg.optim_wrapper) or 'OptimWrapper'
     mixed = {'OptimWrapper': 'AmpOptimWrapper', 'AGCOptimWrapper': 'AmpAGCOptimWrapper'}
     if kind not in {*mixed, *mixed.values()}:
         raise InputError(f'--amp works with optim_wrapper.type {" or ".join(mixed)}, '
@@ -125,18 +126,23 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: bool | str | Path) -> None:
+def set_resume(cfg: Config, resume: bool | str | Path,
+               allow_changes: bool = False) -> None:
     """Resume a training run, without the weights that it once started from.
 
     Args:
         cfg (Config): Changed in place, with ``work_dir``.
         resume (bool | str | Path): A checkpoint; or True for the latest one in the
             work dir. If there is none, training starts from the beginning.
+        allow_changes (bool): Whether the learning rate and the schedules of the config
+            replace those of the checkpoint. Defaults to False.
     """
     cfg.resume = True
     cfg.load_from = None if resume is True else str(resume)
     if cfg.load_from or Path(cfg.work_dir, 'last_checkpoint').is_file():
         start_from_scratch(cfg)
+    if allow_changes:
+        add_hook(cfg, dict(type='NewScheduleHook'))
 
 
 def make_resumable(cfg: Config) -> None:
@@ -149,7 +155,7 @@ def make_resumable(cfg: Config) -> None:
         cfg (Config): Changed in place.
     """
     loader = cfg.train_dataloader
-    if loader.sampler.type == 'SeededSampler':
+    if type_name(loader.sampler) == 'SeededSampler':
         return
     loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
     for dataset in split_datasets(cfg, 'train'):

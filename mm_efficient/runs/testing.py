@@ -1,5 +1,5 @@
 """Evaluating a checkpoint."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ from ..engine.metrics import DumpSegResults
 from ..errors import InputError
 from ..files import check_output
 from ..weights.checking import check_checkpoint
-from .classes import set_class_names
-from .configs import drop_teacher, load_config
-from .data_checks import check_data, check_splits
+from .configs import drop_teacher, load_config, require
+from .data_checks import check_data
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .model_checks import check_model, check_weights
+from .own_data import FoundClasses, check_splits, use_classes
 from .runner import build_runner
 from .settings import add_hook, set_work_dir
+from .traversal import type_name
+from .tta import check_tta, use_tta
 
 
 def test(config: str | Path | Config,
@@ -25,6 +27,8 @@ def test(config: str | Path | Config,
          work_dir: str | Path | None = None,
          data_root: str | Path | None = None,
          num_classes: int | None = None,
+         classes: Sequence[str] | None = None,
+         tta: bool = False,
          out: str | Path | None = None,
          show: bool = False,
          show_dir: str | Path | None = None,
@@ -42,8 +46,11 @@ def test(config: str | Path | Config,
             to None: the config's, else ``work_dirs/<name of the config file>``.
         data_root (str | Path, optional): Folder to read all data sets from, with the
             layout the config expects. Defaults to None, that of the config.
-        num_classes (int, optional): Number of classes of every head. Defaults to
-            None, that of the config.
+        num_classes (int, optional): As in the training. Defaults to None.
+        classes (Sequence[str], optional): As in the training. Defaults to None.
+        tta (bool): Whether to average the predictions for several sizes and the mirror
+            images of every image, see ``tta_pipeline`` of the config. Not for masks of
+            instances. Defaults to False.
         out (str | Path, optional): Pickle to write the predictions to: of detectors
             with masks as run lengths, of segmentors label maps. Defaults to None.
         show (bool): Whether to show the predictions in a window. Defaults to False.
@@ -66,8 +73,9 @@ def test(config: str | Path | Config,
     """
     cfg = prepare_testing(
         config, checkpoint, work_dir=work_dir, data_root=data_root,
-        num_classes=num_classes, out=out, show=show, show_dir=show_dir,
-        wait_time=wait_time, cfg_options=cfg_options, launcher=launcher, mini=mini)
+        num_classes=num_classes, classes=classes, tta=tta, out=out, show=show,
+        show_dir=show_dir, wait_time=wait_time, cfg_options=cfg_options,
+        launcher=launcher, mini=mini)
     runner = build_runner(cfg)
     if out is not None:
         dump_predictions(runner, str(out))
@@ -80,6 +88,8 @@ def prepare_testing(config: str | Path | Config,
                     work_dir: str | Path | None = None,
                     data_root: str | Path | None = None,
                     num_classes: int | None = None,
+                    classes: Sequence[str] | None = None,
+                    tta: bool = False,
                     out: str | Path | None = None,
                     show: bool = False,
                     show_dir: str | Path | None = None,
@@ -101,33 +111,45 @@ def prepare_testing(config: str | Path | Config,
     """
     with first_process_reports(launcher):
         cfg = load_config(config, cfg_options, mini, data_root=data_root,
-                          num_classes=num_classes)
+                          num_classes=num_classes, classes=classes)
+        require(cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
         set_work_dir(cfg, work_dir)
         drop_teacher(cfg)
+        if tta:
+            use_tta(cfg)
         cfg.load_from = str(checkpoint)
         if show_dir is not None:
             add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))
         if show:
             show_predictions(cfg, wait_time)
     join_processes(cfg, launcher)
-    class_names = once_per_machine(lambda: _check_testing(cfg, out, mini))
-    set_class_names(cfg, ('test', ), class_names)
+    found = once_per_machine(
+        lambda: _check_testing(cfg, out, mini, classes, num_classes))
+    use_classes(cfg, ('test', ), found)
+    if cfg.filename:
+        # MMEngine writes the config to the work dir: leave that of the training there
+        path = Path(cfg.filename)
+        object.__setattr__(cfg, '_filename', f'{path.stem}_test{path.suffix}')
     return cfg
 
 
-def _check_testing(cfg: Config, out: str | Path | None, mini: bool) -> list[str]:
-    """Check weights and data; return names of classes."""
-    check_model(cfg, pretrained=False)
-    weights = check_checkpoint(cfg.load_from)
+def _check_testing(cfg: Config, out: str | Path | None, mini: bool,
+                   classes: Sequence[str] | None,
+                   num_classes: int | None) -> FoundClasses:
+    """Check data and weights; return the classes."""
     if out is not None:
         check_output(out, ('.pkl', '.pickle'))
-    class_names = check_splits(cfg, ('test', ), mini)
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []
-           if hook['type'] == 'PreciseBNEvalHook'):
+           if type_name(hook) == 'PreciseBNEvalHook'):
         check_data(cfg, 'train')
+    weights = check_checkpoint(cfg.load_from)
+    trained = ((weights or {}).get('meta') or {}).get('dataset_meta')
+    found = check_splits(cfg, ('test', ), mini, classes, num_classes, trained)
+    check_model(cfg, pretrained=False)
+    check_tta(cfg)
     if weights is not None:
         check_weights(cfg, weights, cfg.load_from)
-    return class_names
+    return found
 
 
 def show_predictions(cfg: Config, wait_time: float) -> None:

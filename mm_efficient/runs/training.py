@@ -1,17 +1,19 @@
 """Training."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..errors import InputError
 from ..weights.checking import check_checkpoint
-from .classes import set_class_names
-from .configs import load_config
-from .data_checks import check_splits
+from .configs import load_config, require
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .model_checks import check_model, check_teacher, check_weights
+from .overrides import check_length, check_save_best
+from .own_data import FoundClasses, check_splits, use_classes
+from .resuming import check_same_training, record_processes
 from .runner import build_runner, check_num_batches
 from .settings import (
     make_resumable,
@@ -30,8 +32,10 @@ def train(config: str | Path | Config,
           work_dir: str | Path | None = None,
           data_root: str | Path | None = None,
           num_classes: int | None = None,
+          classes: Sequence[str] | None = None,
           pretrained: str | Path | None = None,
           resume: bool | str | Path | None = None,
+          allow_changes: bool = False,
           amp: bool = False,
           auto_scale_lr: bool = False,
           cfg_options: Mapping[str, Any] | None = None,
@@ -47,12 +51,18 @@ def train(config: str | Path | Config,
         data_root (str | Path, optional): Folder to read all data sets from, with the
             layout the config expects. Defaults to None, that of the config.
         num_classes (int, optional): Number of classes of every head. Defaults to
-            None, that of the config.
+            None: of ``classes``, of the annotation file, else of the config.
+        classes (Sequence[str], optional): Names of the classes of the data, see
+            docs/own_data.md. Defaults to None: the categories of the annotation file,
+            the names of the class folders, else those of the config.
         pretrained (str | Path, optional): Weights the backbone starts from: a file, a
             URL, a name, or 'none' to start from scratch; see
             :func:`~.settings.set_pretrained`. Defaults to None, as the config says.
         resume (bool | str | Path, optional): Checkpoint to continue from, or True for
             the latest one in the work dir. Defaults to None, a new run.
+        allow_changes (bool): Whether to resume although batch size, optimizer, schedule
+            or training data differ from those of the checkpoint, and to go on with
+            those of the config. Defaults to False.
         amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.
         auto_scale_lr (bool): Whether to scale the learning rate with the total batch
             size. Defaults to False.
@@ -73,7 +83,8 @@ def train(config: str | Path | Config,
     """
     cfg = prepare_training(
         config, work_dir=work_dir, data_root=data_root, num_classes=num_classes,
-        pretrained=pretrained, resume=resume, amp=amp, auto_scale_lr=auto_scale_lr,
+        classes=classes, pretrained=pretrained, resume=resume,
+        allow_changes=allow_changes, amp=amp, auto_scale_lr=auto_scale_lr,
         cfg_options=cfg_options, launcher=launcher, mini=mini)
     runner = build_runner(cfg)
     with first_process_reports(launcher):
@@ -87,8 +98,10 @@ def prepare_training(config: str | Path | Config,
                      work_dir: str | Path | None = None,
                      data_root: str | Path | None = None,
                      num_classes: int | None = None,
+                     classes: Sequence[str] | None = None,
                      pretrained: str | Path | None = None,
                      resume: bool | str | Path | None = None,
+                     allow_changes: bool = False,
                      amp: bool = False,
                      auto_scale_lr: bool = False,
                      cfg_options: Mapping[str, Any] | None = None,
@@ -108,7 +121,10 @@ def prepare_training(config: str | Path | Config,
     """
     with first_process_reports(launcher):
         cfg = load_config(config, cfg_options, mini, data_root=data_root,
-                          num_classes=num_classes)
+                          num_classes=num_classes, classes=classes)
+        require(cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
+        check_length(cfg)
+        check_save_best(cfg)
         set_work_dir(cfg, work_dir)
         if pretrained is not None:
             set_pretrained(cfg, pretrained)
@@ -117,29 +133,38 @@ def prepare_training(config: str | Path | Config,
         if auto_scale_lr:
             use_auto_scale_lr(cfg)
         if resume:
-            set_resume(cfg, resume)
+            set_resume(cfg, resume, allow_changes)
+        elif allow_changes:
+            raise InputError('--allow-changes has no effect without --resume.')
         make_resumable(cfg)
     join_processes(cfg, launcher)
-    seed, class_names = once_per_machine(lambda: _check_training(cfg, mini))
+    record_processes(cfg)
+    seed, found = once_per_machine(
+        lambda: _check_training(cfg, mini, classes, num_classes, allow_changes))
     if seed is not None:
         # MMEngine restores it too, but after building the data loader
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
-    set_class_names(cfg, SPLITS, class_names)
+    use_classes(cfg, SPLITS, found)
     return cfg
 
 
-def _check_training(cfg: Config, mini: bool) -> tuple[int | None, list[str]]:
-    """Check weights and data; return the seed to resume with and names of classes."""
+def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
+                    num_classes: int | None, allow_changes: bool
+                    ) -> tuple[int | None, FoundClasses]:
+    """Check data and weights; return the seed to resume with and the classes."""
     check_model(cfg)
     check_teacher(cfg)
-    return check_start(cfg), check_splits(cfg, SPLITS, mini)
+    found = check_splits(cfg, SPLITS, mini, classes, num_classes)
+    return check_start(cfg, allow_changes), found
 
 
-def check_start(cfg: Config) -> int | None:
+def check_start(cfg: Config, allow_changes: bool = False) -> int | None:
     """Check the checkpoint that a run resumes or starts from, if it is local.
 
     Args:
         cfg (Config): Config of the run, with ``work_dir``.
+        allow_changes (bool): Whether the run may differ from the one to resume.
+            Defaults to False.
 
     Returns:
         int | None: The seed of the run to resume, if known.
@@ -156,4 +181,6 @@ def check_start(cfg: Config) -> int | None:
     if checkpoint is None:
         return None
     check_weights(cfg, checkpoint, path, complete=resume)
+    if resume and not allow_changes:
+        check_same_training(cfg, checkpoint, path)
     return checkpoint['meta'].get('seed') if resume else None

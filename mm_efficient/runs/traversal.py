@@ -7,6 +7,27 @@ from mmengine.config import Config
 SPLITS = ('train', 'val', 'test')
 
 
+def type_name(settings: Any) -> str:
+    """Name of the class that a config builds.
+
+    Args:
+        settings (dict): Its ``type`` is a name, with or without scope or module, or
+            the class itself, as in new-style configs (``read_base``).
+
+    Returns:
+        str: The name alone, '' without ``type``.
+    """
+    kind = (settings or {}).get('type')
+    return getattr(kind, '__name__', None) or str(kind or '').rpartition('.')[2]
+
+
+def as_list(value: Any) -> list:
+    """A list as it is, anything else but None as a list of one."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def nested_dicts(node: Any) -> Iterator[dict]:
     """Find every dict inside nested dicts, lists and tuples.
 
@@ -22,6 +43,20 @@ def nested_dicts(node: Any) -> Iterator[dict]:
     if isinstance(node, (list, tuple)):
         for item in node:
             yield from nested_dicts(item)
+
+
+def inner_model(model: dict) -> dict:
+    """Find the model with a backbone inside wrappers.
+
+    Args:
+        model (dict): Config of a model, or of one around it, such as ``DetTTAModel``
+            (its ``module``) or ``SoftTeacher`` (its ``detector``).
+
+    Returns:
+        dict: Itself, not a copy; ``model`` if nothing in it has a backbone.
+    """
+    return next((node for node in nested_dicts(model)
+                 if isinstance(node.get('backbone'), dict)), model)
 
 
 def leaf_datasets(dataset: dict) -> list[dict]:
@@ -64,5 +99,7 @@ def split_metrics(cfg: Config, split: str) -> list[dict]:
     Returns:
         list[dict]: Empty if the config evaluates nothing on that split.
     """
-    evaluator = cfg.get(f'{split}_evaluator') or []
-    return list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    evaluator = cfg.get(f'{split}_evaluator') or None
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        evaluator = evaluator['metrics']
+    return as_list(evaluator)

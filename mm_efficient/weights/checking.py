@@ -1,4 +1,5 @@
 """Check and read the checkpoints of a run."""
+import os
 import os.path as osp
 import zipfile
 from pathlib import Path
@@ -8,6 +9,9 @@ import torch
 
 from ..errors import InputError
 from ..files import is_local
+from .reading import find_damage, read_safetensors
+
+FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # environment variable of PyTorch
 
 
 def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
@@ -29,11 +33,21 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
     if not osp.isfile(path):
         raise InputError(f'Checkpoint {path} does not exist '
                          f'(current folder: {Path.cwd()}).')
+    damage = find_damage(path)
+    if damage:
+        raise InputError(f'Checkpoint {path}: {damage}')
     try:
+        if path.endswith('.safetensors'):
+            return dict(read_safetensors(path))
         # As MMEngine does when it loads it: there are more than tensors in it
         checkpoint = torch.load(path, map_location='cpu', weights_only=False,
                                 mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling can fail in any way
+        if os.environ.get(FORCED, '0').lower() in ('1', 'y', 'yes', 'true'):
+            raise InputError(
+                f'Checkpoint {path} holds more than tensors, as all checkpoints of '
+                f'MMEngine do, and {FORCED} is set, with which PyTorch refuses them. '
+                'Unset it if you trust the origin of the file.') from None
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f'Checkpoint {path} ({osp.getsize(path)} bytes) cannot be read, it '

@@ -3,6 +3,7 @@ import argparse
 import os
 import re
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -147,13 +148,48 @@ def _read_online(address: str, source: str) -> Any:
 
 
 def _read_file(path: Path, name: str) -> Any:
+    damage = find_damage(path)
+    if damage:
+        raise CheckpointError(f'{name}: {damage}')
     with _untrusted(name):
         if path.suffix == '.safetensors':
-            return _read_safetensors(path)
+            return read_safetensors(path)
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def find_damage(path: str | Path) -> str | None:
+    """Compare the checksums in a PyTorch file, which ``torch.load`` does not.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        str | None: What is wrong. None if nothing is, or the file has no checksums:
+        safetensors, and files of PyTorch before 1.6.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as records:
+            record = records.testzip()
+    except Exception as error:  # any field of the file can be damaged
+        return f'the file is damaged ({error}); get it again'
+    return record and (f'the file is damaged: its record {record} does not match its '
+                       'checksum; get it again')
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a file of tensors in the safetensors format.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        dict[str, Tensor]: The tensors, on the CPU.
+
+    Raises:
+        ImportError: Without the package safetensors.
+    """
     try:
         from safetensors.torch import load_file
     except ImportError as error:

@@ -44,7 +44,7 @@ def test_difference_names_row_and_values():
     name = 'cls/soft_medium_norm_300e'
     config = copy.deepcopy(load(name))
     config.custom_hooks[0].momentum = 0.1
-    config.train_dataloader.dataset.pipeline.pop(3)
+    config.train_dataloader.dataset.pipeline.pop(4)
     *augment, average = unlike_published(name, config)
     assert [line.rpartition('here ')[2] for line in augment] == ['None'] * 3
     assert average.startswith('recipes.md:') and ': average' in average

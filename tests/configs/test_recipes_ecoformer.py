@@ -48,7 +48,8 @@ def test_model_in_training(name, recipe):
 @EVERY_RECIPE
 def test_augmentation(name, recipe):
     steps = transforms(name)
-    assert list(steps) == ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip',
+    assert list(steps) == ['LoadImageFromFile', 'CheckBitDepth',
+                           'RandomResizedCrop', 'RandomFlip',
                            'RandAugment', 'RandomErasing', 'PackInputs']
     assert steps['RandomResizedCrop'].scale == (224, 224)
     check_rand_augment(steps['RandAugment'])

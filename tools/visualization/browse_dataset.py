@@ -19,10 +19,9 @@ from mmengine.visualization import Visualizer
 from rich.progress import track
 
 from mm_efficient.errors import InputError, error_line, explain
-from mm_efficient.runs.classes import set_class_names
 from mm_efficient.runs.configs import load_config
-from mm_efficient.runs.data_checks import check_splits
 from mm_efficient.runs.options import tool_parser
+from mm_efficient.runs.own_data import check_splits
 from mm_efficient.runs.traversal import split_datasets
 from mm_efficient.visualization import add_out, check_figure, grid_figure, save_figure
 
@@ -36,6 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-samples', type=int, default=12,
                         help='number of samples, evenly spaced (default: 12)')
     parser.add_argument('--data-root', metavar='FOLDER', help='folder of all data sets')
+    parser.add_argument('--classes', nargs='+', metavar='NAME',
+                        help='names of the classes, as for tools/train.py')
     add_out(parser, 'dataset.png')
     return parser.parse_args(argv)
 
@@ -63,10 +64,11 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError('--num-samples must be at least 1.')
         check_figure(args.out)
         cfg = load_config(args.config, args.cfg_options, args.mini,
-                          data_root=args.data_root, num_classes=args.num_classes)
+                          data_root=args.data_root, num_classes=args.num_classes,
+                          classes=args.classes)
         if not cfg.get(f'{split}_dataloader'):
             raise InputError(f'the config has no {split}_dataloader.')
-        set_class_names(cfg, [split], check_splits(cfg, [split], args.mini))
+        check_splits(cfg, [split], args.mini, args.classes, args.num_classes)
         for part in split_datasets(cfg, split):
             # For testing, annotations are loaded after resizing and keep their size
             part.pipeline.sort(key=lambda transform: 'Load' not in str(transform.type))

@@ -11,7 +11,8 @@ train_pipeline = [
         type='LoadImageFromFile',
         imdecode_backend='pillow',
         ignore_empty=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='CheckBitDepth'),
+    dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
         scale=(2048, 512),
@@ -23,14 +24,35 @@ train_pipeline = [
     dict(type='PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # the same pixels as in training, for every kind of file
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='CheckBitDepth'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     # Whole stages at stride 32, as in the published Semantic FPN settings of
     # PoolFormer and its successors. UperNet is tested the same way.
     dict(type='ResizeToMultiple', size_divisor=32),
     # after the resizing: the ground truth is compared at the original size
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
+]
+
+# Test-time augmentation at MMSegmentation's ratios, of the scale above.
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    *test_pipeline[:2],
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=scale, keep_ratio=True)
+                for scale in [(1024, 256), (1536, 384), (2048, 512), (2560, 640),
+                              (3072, 768), (3584, 896)]
+            ],
+            [dict(type='ResizeToMultiple', size_divisor=32)],
+            [dict(type='RandomFlip', prob=prob) for prob in (0., 1.)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ])
 ]
 
 train_dataloader = dict(

@@ -10,13 +10,16 @@ train_pipeline = [
         type='LoadImageFromFile',
         imdecode_backend='pillow',
         ignore_empty=True),
+    dict(type='CheckBitDepth'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    # the same pixels as in training, for every kind of file
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='CheckBitDepth'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     # after `Resize`: the ground truth is compared at the original size
     dict(type='LoadAnnotations', with_bbox=True),
@@ -24,6 +27,31 @@ test_pipeline = [
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
                    'scale_factor'))
+]
+
+# Test-time augmentation of boxes, as in MMDetection's retinanet_tta.py; it has none for
+# masks.
+tta_model = dict(
+    type='DetTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+tta_pipeline = [
+    *test_pipeline[:2],
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=scale, keep_ratio=True)
+                for scale in [(1333, 800), (666, 400), (2000, 1200)]
+            ],
+            [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)],
+            [dict(type='LoadAnnotations', with_bbox=True)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                               'scale_factor', 'flip', 'flip_direction'))
+            ],
+        ])
 ]
 
 train_dataloader = dict(

@@ -2,14 +2,14 @@
 _base_ = './coco_detection.py'
 
 train_pipeline = [
-    _base_.train_pipeline[0],
+    *_base_.train_pipeline[:2],
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    *_base_.train_pipeline[2:]
+    *_base_.train_pipeline[3:]
 ]
 test_pipeline = [
-    *_base_.test_pipeline[:2],
+    *_base_.test_pipeline[:3],
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    *_base_.test_pipeline[3:]
+    *_base_.test_pipeline[4:]
 ]
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

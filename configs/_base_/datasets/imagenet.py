@@ -13,11 +13,19 @@ bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 
 # The steps of the pipeline, which the recipes put together in their own ways.
-load_image = dict(
+load_image = [
     # Pillow tells a broken file from a picture: it is skipped in training.
-    type='LoadImageFromFile',
-    imdecode_backend='pillow',
-    ignore_empty=True)
+    dict(
+        type='LoadImageFromFile',
+        imdecode_backend='pillow',
+        ignore_empty=True),
+    dict(type='CheckBitDepth')
+]
+# the same pixels in testing, for every kind of file
+load_test_image = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='CheckBitDepth')
+]
 random_resized_crop = dict(type='RandomResizedCrop', scale=224, backend='pillow')
 random_flip = dict(type='RandomFlip', prob=0.5, direction='horizontal')
 rand_augment = dict(
@@ -39,7 +47,7 @@ random_erasing = dict(
     fill_std=bgr_std)
 
 train_pipeline = [
-    load_image,
+    *load_image,
     dict(
         type='RandomChoice',
         transforms=[[dict(interpolation=interpolation, **random_resized_crop)]
@@ -48,7 +56,7 @@ train_pipeline = [
     dict(type='PackInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    *load_test_image,
     # centre crop of 0.9: 224 / 0.9 = 248
     dict(
         type='ResizeEdge',

@@ -3,14 +3,14 @@
 _base_ = './imagenet.py'
 
 train_pipeline = [
-    _base_.load_image,
+    *_base_.load_image,
     dict(interpolation='bicubic', **_base_.random_resized_crop),
     _base_.random_flip, _base_.rand_augment, _base_.random_erasing,
     dict(type='PackInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(_base_.test_pipeline[1], scale=256),
+    *_base_.load_test_image,
+    dict(_base_.test_pipeline[2], scale=256),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

@@ -17,7 +17,7 @@ model = dict(
     ]))
 
 crop_and_flip = [
-    dict(type='BatchResolution'), _base_.load_image,
+    dict(type='BatchResolution'), *_base_.load_image,
     dict(
         type='BatchResizedCrop',
         scale=224,
@@ -35,9 +35,9 @@ train_pipeline = [
     dict(type='PackInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    *_base_.load_test_image,
     # centre crop of 0.95: 224 / 0.95 = 236
-    dict(_base_.test_pipeline[1], scale=236),
+    dict(_base_.test_pipeline[2], scale=236),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs')
 ]

@@ -190,7 +190,8 @@ class EcoFormer(PyramidBackbone):
                 there are ``num_hash_attentions``. Defaults to None.
 
         Raises:
-            ValueError: If there are too few tokens.
+            ValueError: If there are too few tokens, or images or weights give NaN or
+                infinity.
         """
         batches = [images] if isinstance(images, Tensor) else images
         generator = torch.Generator().manual_seed(seed)
@@ -202,15 +203,17 @@ class EcoFormer(PyramidBackbone):
             if progress is not None:
                 progress()
 
-        if self.num_hash_attentions:
-            for x in batches:
-                self._check_input(x)
-            maps = [self.stem(x) for x in batches]
-            for stage in self.stages[:NUM_HASH_STAGES]:
-                maps = stage.fit(maps, fit_attention)
-            self.fitted.fill_(True)
-            self._known_fitted = True
-        self.train(training)
+        try:
+            if self.num_hash_attentions:
+                for x in batches:
+                    self._check_input(x)
+                maps = [self.stem(x) for x in batches]
+                for stage in self.stages[:NUM_HASH_STAGES]:
+                    maps = stage.fit(maps, fit_attention)
+                self.fitted.fill_(True)
+                self._known_fitted = True
+        finally:
+            self.train(training)
 
     @property
     def num_hash_attentions(self) -> int:

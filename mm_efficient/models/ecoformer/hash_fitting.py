@@ -40,8 +40,12 @@ def fit_hash_functions(queries: Sequence[Tensor], projection: Tensor,
         projections (H, b, m).
 
     Raises:
-        ValueError: If there are fewer tokens than anchors.
+        ValueError: If there are fewer tokens than anchors, or tokens are not finite.
     """
+    if not all(query.isfinite().all() for query in queries):
+        raise ValueError(
+            'fitting hash functions needs finite numbers, but images or weights give '
+            'NaN or infinity: check the images, and that the weights have not diverged')
     anchors = draw_anchors(queries, num_anchors, generator)
     kernels = [anchor_kernel(query, anchors) for query in queries]  # (H, B, N, m)
     mean = torch.cat([k.mean(2) for k in kernels], 1).mean(1, keepdim=True)

@@ -253,6 +253,19 @@ def test_too_few_tokens_to_fit_are_explained():
         tiny(EcoFormerPVT).fit(torch.randn(1, 3, 32, 32))
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_what_is_not_finite_is_not_fitted_to(value):
+    model = EcoFormerPVT('b0').train()
+    before = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    images = torch.rand(2, 3, 96, 96)
+    images[1, 0, 40, 40] = value
+    with pytest.raises(ValueError, match='NaN or infinity'):
+        model.fit(images)
+    assert model.training and not model.is_fitted
+    for key, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[key]), key
+
+
 @both_bodies
 @pytest.mark.parametrize('load', ['strict', 'mmengine', 'pretrained'])
 def test_softmax_weights_start_a_hash_model(cls, load, tmp_path):

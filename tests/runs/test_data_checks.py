@@ -1,0 +1,72 @@
+"""Data that the frameworks read is not refused."""
+import json
+
+import pytest
+from mmengine.config import Config
+
+from mm_efficient.errors import InputError
+from mm_efficient.runs.configs import load_config, move_data
+from mm_efficient.runs.data_checks import check_data
+
+
+def config(scope, **dataset):
+    return Config(dict(default_scope=scope, model={}, train_dataloader=dict(
+        dataset=dict(pipeline=[], **dataset))))
+
+
+@pytest.mark.parametrize('scope, dataset', [
+    ('mmpretrain', dict(type='CIFAR10', data_prefix='nowhere')),  # downloads itself
+    ('mmpretrain', dict(type='CUB', data_root='.', split='train')),  # not a folder
+    ('mmdet', dict(type='CocoDataset', data_root='s3://bucket', ann_file='a.json')),
+    ('mmdet', dict(type='CocoDataset', data_root='nowhere', ann_file='a.json',
+                   backend_args=dict(backend='petrel', path_mapping={}))),
+    ('mmdet', dict(type='OwnCocoDataset', ann_file='other.json')),
+    ('mmdet', dict(type='OwnCocoDataset', ann_file=['other.json', 'more.json'])),
+    ('mmdet', dict(type='CocoPanopticDataset', ann_file='other.json'))])
+def test_not_refused(tmp_path, monkeypatch, scope, dataset):
+    monkeypatch.chdir(tmp_path)
+    for name in ('other.json', 'more.json'):
+        (tmp_path / name).write_text('[]')
+    check_data(config(scope, **dataset), 'train')
+
+
+@pytest.mark.parametrize('files', ['a.json', ['a.json', 'b.json'], ('b.json', )])
+def test_several_annotation_files(tmp_path, files):
+    content = dict(images=[], annotations=[], categories=[dict(id=1, name='x')])
+    dataset = dict(type='CocoDataset', data_root=str(tmp_path), ann_file=files,
+                   data_prefix=dict(img=''))
+    first, *_ = files if not isinstance(files, str) else [files]
+    (tmp_path / first).write_text(json.dumps(content))
+    missing = isinstance(files, list)
+    for _ in range(1 + missing):
+        if missing:
+            with pytest.raises(InputError, match='b.json does not exist'):
+                check_data(config('mmdet', **dataset), 'train')
+            (tmp_path / 'b.json').write_text(json.dumps(content))
+            missing = False
+        check_data(config('mmdet', **dataset), 'train')
+    (tmp_path / 'b.json').write_text('[]')
+    if 'b.json' in files:
+        with pytest.raises(InputError, match="b.json has no list 'images'"):
+            check_data(config('mmdet', **dataset), 'train')
+
+
+def test_files_of_metrics_move_with_their_folder():
+    """Several of them too; not those of a folder whose name only starts alike."""
+    cfg = load_config('soft_tiny_retinanet_1x.py')
+    for given, moved in (
+            ('data/coco/a.json', '/own/a.json'),
+            (['data/coco/a.json', 'b.json'], ['/own/a.json', 'b.json']),
+            ('data/coco_old/a.json', 'data/coco_old/a.json')):
+        cfg.val_dataloader.dataset.data_root = 'data/coco'
+        cfg.val_evaluator.ann_file = given
+        move_data(cfg, '/own')
+        assert cfg.val_evaluator.ann_file == moved
+
+
+def test_evaluators_with_several_metrics():
+    from mm_efficient.runs.traversal import split_metrics
+    metric = dict(type='CocoMetric')
+    for evaluator in (metric, [metric], dict(type='Evaluator', metrics=[metric]),
+                      dict(metrics=metric)):
+        assert split_metrics(Config(dict(val_evaluator=evaluator)), 'val') == [metric]
