@@ -30,12 +30,12 @@ def selects_cuda(arguments):
 if not selects_cuda(sys.argv[1:]) and 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
-import pytest
-import timm
-import torch
-from mmengine.registry import DefaultScope
+import pytest  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
 
-import mm_efficient  # noqa: F401
+import mm_efficient  # noqa: E402, F401
 
 REFERENCE = Path(__file__).parent / 'reference'
 

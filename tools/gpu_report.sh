@@ -14,8 +14,9 @@ gets a log and a file of figures per part, and report.md.
 
 Parts, each at most nine minutes:
   part1 ... part5   pytest -m "cuda and part1", ...; see docs/gpu.md
-  latency           fp16 and bf16, batch 1 at 800x1344 and batch 64 at 224
-  compiled          the same with torch.compile
+  latency           fp16 and bf16, batch 64 at 224 and batch 1 at 800x1344, eager
+  compiled224       fp16, batch 64 at 224, eager and with torch.compile
+  compiled800       fp16, batch 1 at 800x1344, eager and with torch.compile
 
 It needs Python 3.10 or later, PyTorch, torchvision and pytest, and OpenMMLab's
 packages (docs/installation.md), on PYTHONPATH or installed. It works in a checkout.
@@ -35,18 +36,19 @@ python=${PYTHON:-python3}
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd -P)
 shift
-[ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency compiled
+[ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency compiled224 compiled800
 for part; do
   case "$part" in
-    part[1-5] | latency | compiled) ;;
+    part[1-5] | latency | compiled224 | compiled800) ;;
     *) echo "gpu_report.sh: error: unknown part '$part'" >&2; exit 2 ;;
   esac
 done
 
 seconds=540
-models='soft_tiny soft_tiny_norm ecoformer_pvt_b0 ecoformer_twins_s swiftformer_xs
-  lowformer_b0 lowformer_b1 reduceformer_b1 timm/swiftformer_xs timm/efficientvit_b1
-  timm/swin_tiny_patch4_window7_224 timm/pvt_v2_b0'
+families='soft_tiny soft_tiny_norm ecoformer_pvt_b0 ecoformer_twins_s swiftformer_xs
+  lowformer_b0 reduceformer_b1'
+others='timm/swiftformer_xs timm/lowformer_b0 timm/swin_tiny_patch4_window7_224
+  timm/pvt_v2_b0'
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} MM_EFFICIENT_FIGURES=$out
 cd "$root" || exit 2
@@ -56,24 +58,29 @@ tests() {
   timeout "$seconds" "$python" -m pytest -o addopts=-ra --durations=10 -m "cuda and $1"
 }
 
-# latency BACKEND FILE: two runs, because a file has one shape per table
-latency() {
-  local half=$((seconds / 2)) status=0 model=timm/resnet50
+# benchmark SECONDS FILE MODELS OPTION...: in one run, beside ResNet-50
+benchmark() {
+  local limit=$1 file=$2 models=$3
+  shift 3
   # shellcheck disable=SC2086  # models are words
-  timeout "$half" "$python" tools/analysis_tools/benchmark.py $model $models --device cuda \
-    --backend "$1" --dtype fp16 bf16 --batch-size 64 --iterations 30 --max-seconds 2 \
-    --rounds 3 --out "$out/$2_64x224.json" || status=$?
-  # shellcheck disable=SC2086
-  timeout "$half" "$python" tools/analysis_tools/benchmark.py $model $models --device cuda \
-    --backend "$1" --dtype fp16 bf16 --shape 800x1344 --backbone --iterations 30 \
-    --max-seconds 2 --rounds 3 --out "$out/$2_1x800x1344.json" || status=$?
-  return "$status"
+  timeout "$limit" "$python" tools/analysis_tools/benchmark.py timm/resnet50 $models \
+    --device cuda --iterations 30 --max-seconds 2 --rounds 3 --out "$out/$file" "$@"
 }
 
 run_part() {
+  local batch='--batch-size 64' large='--shape 800x1344 --backbone'
+  # shellcheck disable=SC2086  # options are words
   case "$1" in
-    latency) latency eager eager ;;
-    compiled) latency compile compile ;;
+    latency)
+      benchmark $((seconds / 2)) eager_64x224.json "$families $others" $batch --dtype fp16 bf16 &&
+        benchmark $((seconds / 2)) eager_1x800x1344.json "$families $others" $large \
+          --dtype fp16 bf16 ;;
+    compiled224)
+      benchmark "$seconds" compiled_64x224.json "$families" $batch --dtype fp16 \
+        --backend eager compile ;;
+    compiled800)
+      benchmark "$seconds" compiled_1x800x1344.json "$families" $large --dtype fp16 \
+        --backend eager compile ;;
     *) tests "$1" ;;
   esac
 }

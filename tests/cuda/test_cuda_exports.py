@@ -8,8 +8,9 @@ from mm_efficient.deploy.verification import measure_parity, predict
 
 pytestmark = [pytest.mark.cuda, pytest.mark.part2]
 
-NAMES = ['cls/soft_tiny_300e', 'cls/ecoformer_pvt_b0_30e', 'det/lowformer_b0_retinanet_1x',
-         'seg/swiftformer_xs_fpn_40k', 'cls/reduceformer_b1_300e']
+NAMES = ['cls/soft_tiny_300e', 'cls/ecoformer_pvt_b0_30e',
+         'det/lowformer_b0_retinanet_1x', 'seg/swiftformer_xs_fpn_40k',
+         'cls/reduceformer_b1_300e']
 
 
 def assert_parity(run, model):
