@@ -13,6 +13,7 @@ from ..weights.checking import check_checkpoint
 from .classes import set_class_names
 from .configs import drop_teacher, load_config
 from .data_checks import check_data, check_splits
+from .devices import allow_determinism, warn_of_unused_gpu
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .model_checks import check_model, check_weights
 from .runner import build_runner
@@ -109,6 +110,7 @@ def prepare_testing(config: str | Path | Config,
             add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))
         if show:
             show_predictions(cfg, wait_time)
+        allow_determinism(cfg)
     join_processes(cfg, launcher)
     class_names = once_per_machine(lambda: _check_testing(cfg, out, mini))
     set_class_names(cfg, ('test', ), class_names)
@@ -117,6 +119,7 @@ def prepare_testing(config: str | Path | Config,
 
 def _check_testing(cfg: Config, out: str | Path | None, mini: bool) -> list[str]:
     """Check weights and data; return names of classes."""
+    warn_of_unused_gpu()
     check_model(cfg, pretrained=False)
     weights = check_checkpoint(cfg.load_from)
     if out is not None:

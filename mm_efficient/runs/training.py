@@ -10,6 +10,7 @@ from ..weights.checking import check_checkpoint
 from .classes import set_class_names
 from .configs import load_config
 from .data_checks import check_splits
+from .devices import allow_determinism, warn_of_unused_gpu
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .model_checks import check_model, check_teacher, check_weights
 from .runner import build_runner, check_num_batches
@@ -119,6 +120,7 @@ def prepare_training(config: str | Path | Config,
         if resume:
             set_resume(cfg, resume)
         make_resumable(cfg)
+        allow_determinism(cfg)
     join_processes(cfg, launcher)
     seed, class_names = once_per_machine(lambda: _check_training(cfg, mini))
     if seed is not None:
@@ -130,6 +132,7 @@ def prepare_training(config: str | Path | Config,
 
 def _check_training(cfg: Config, mini: bool) -> tuple[int | None, list[str]]:
     """Check weights and data; return the seed to resume with and names of classes."""
+    warn_of_unused_gpu()
     check_model(cfg)
     check_teacher(cfg)
     return check_start(cfg), check_splits(cfg, SPLITS, mini)
