@@ -76,8 +76,9 @@ def test_backbone_matches_cpu(cls, cfg, batch, height, width, device, monkeypatc
     x = image(batch, height, width)
     results, codes = [], []
     for place in ('cpu', device):
+        model = make(cls, cfg, place)
         with recorded_codes(monkeypatch) as recorded:
-            results.append(step(make(cls, cfg, place), x.to(place)))
+            results.append(step(model, x.to(place)))
         codes.append([code.detach().cpu() for code in recorded])
     (outs, grads, _), (cuda_outs, cuda_grads, _) = results
     error = max(rms_error(b, a) for a, b in zip(outs, cuda_outs))
