@@ -1,9 +1,11 @@
 """Imported before any test module: repairs precede every import of mmcv.ops."""
+import argparse
 import hashlib
 import json
 import os
 import re
 import runpy
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,14 +16,42 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Whoever runs them may have weights in checkpoints/
 os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpoints')
 
-import pytest
-import timm
-import torch
-from mmengine.registry import DefaultScope
 
-import mm_efficient  # noqa: F401
+def selects_cuda(arguments):
+    """Whether ``-m`` selects tests marked ``cuda``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('-m', default='')
+    expression = parser.parse_known_args(arguments)[0].m
+    return 'cuda' in expression.replace('not cuda', '')
+
+
+# All other tests are for the CPU. Read when CUDA starts, which happens on import of
+# some packages; processes of pytest-xdist inherit it.
+if not selects_cuda(sys.argv[1:]) and 'PYTEST_XDIST_WORKER' not in os.environ:
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+import pytest  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
+
+import mm_efficient  # noqa: E402, F401
 
 REFERENCE = Path(__file__).parent / 'reference'
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One process for tests that share a GPU."""
+    return 0 if selects_cuda(['-m', config.option.markexpr]) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests that need a GPU unless ``-m`` selects them."""
+    if not selects_cuda(['-m', config.option.markexpr]):
+        others = [item for item in items if not item.get_closest_marker('cuda')]
+        config.hook.pytest_deselected(items=[*{*items} - {*others}])
+        items[:] = others
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -140,6 +140,11 @@ def check_shell(arguments, monkeypatch):
     if script == '.ci/run':
         assert not arguments
         return
+    if script == 'tools/gpu_report.sh':
+        text = (ROOT / script).read_text()
+        assert arguments and all(re.search(rf'\b{part}\b', text)
+                                 for part in arguments[1:])
+        return
     kind, _, tool = Path(script).stem.partition('_')
     own = 1 if tool == 'train' else 2  # CONFIG, and CHECKPOINT to test
     if kind == 'dist':
@@ -152,7 +157,13 @@ def check_shell(arguments, monkeypatch):
 
 
 def check_pytest(arguments, monkeypatch):
-    """The paths exist and the word after ``-k`` occurs in them."""
+    """The paths and markers exist, and the word after ``-k`` occurs in the paths."""
+    if '-m' in arguments:
+        index = arguments.index('-m')
+        settings = (ROOT / 'pyproject.toml').read_text()
+        for marker in {*arguments[index + 1].split()} - {'and', 'or', 'not'}:
+            assert f'"{marker}: ' in settings, f'there is no marker {marker}'
+        arguments = arguments[:index] + arguments[index + 2:]
     paths, word = arguments, None
     if '-k' in arguments:
         paths, word = arguments[:arguments.index('-k')], arguments[-1]
@@ -356,7 +367,9 @@ def test_own_data_from_folder_to_test(title, make_data, monkeypatch, tmp_path):
     'bash tools/dist_train.sh configs/det/none.py 8',
     'NNODES=2 bash tools/dist_train.sh CONFIG 8 --none',
     'bash tools/slurm_train.sh PARTITION JOB_NAME configs/det/none.py WORK_DIR',
+    'bash tools/gpu_report.sh report part9',
     'pytest tests/none.py',
+    'pytest -m none',
     'pytest tests/configs -k no' + 'ne_at_all',
     'pip install -e .[none]',
     'pip install -e .[all] mmcv-lite',

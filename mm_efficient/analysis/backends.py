@@ -165,6 +165,9 @@ def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
         bind(node.name, tensor.device.type, tensor.device.index or 0, np.float32,
              tuple(tensor.shape), tensor.data_ptr())
 
+    if x.is_cuda:  # ONNX Runtime has a stream of its own
+        torch.cuda.synchronize()
+
     def forward() -> Sequence[Tensor]:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()

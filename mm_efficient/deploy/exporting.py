@@ -127,7 +127,8 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         shape = images[0].shape[2:]
         images = [batch[:1] for batch in images if batch.shape[2:] == shape]
     report = progress or (lambda step: None)
-    model = copy.deepcopy(model).requires_grad_(False)
+    # Files are made and compared on the CPU
+    model = copy.deepcopy(model).cpu().requires_grad_(False)
     model.eval()  # returns None for OpenMMLab's ResNet and Swin
     deployed: Any = (DeployBackbone if backbone else deploy_model)(copy.deepcopy(model))
     deployed.eval()
@@ -197,7 +198,9 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             contextlib.redirect_stdout(io.StringIO()):  # exporters print
         warnings.simplefilter('ignore')
         if format == 'torchscript':
-            torch.jit.trace(module, x, check_trace=False).save(str(path))
+            traced = torch.jit.trace(module, x, check_trace=False)
+            follow_input_device(traced)
+            traced.save(str(path))
             return
         # With named dimensions, as ONNX has them, PyTorch traces detectors twice
         auto = torch.export.Dim.AUTO
@@ -207,6 +210,26 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             torch.export.save(program, path)
         else:
             _write_onnx(program, path, x, static, module.output_names, metadata)
+
+
+def follow_input_device(traced: Any) -> None:
+    """Let a traced model run on the device of its input.
+
+    Tracing records the device of every tensor that is made or moved, as a constant.
+
+    Args:
+        traced (torch.jit.ScriptModule): Changed in place; its input is a tensor.
+    """
+    graph = traced.graph
+    torch._C._jit_pass_inline(graph)  # the graphs of submodules have other inputs
+    _, image = graph.inputs()
+    device = graph.create('prim::device', [image], 1)
+    device.output().setType(torch._C.DeviceObjType.get())
+    graph.prependNode(device)
+    for node in graph.findAllNodes('prim::Constant'):
+        if node.output().type().kind() == 'DeviceObjType':
+            node.output().replaceAllUsesWith(device.output())
+    torch._C._jit_pass_dce(graph)
 
 
 def _write_onnx(exported: torch.export.ExportedProgram, path: Path, x: Tensor,

@@ -290,12 +290,15 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
         Tensor: Output of the last block.
     """
     for block in blocks:
-        if with_cp and torch.is_grad_enabled():
+        if not (with_cp and torch.is_grad_enabled()):
+            x = block(x)
+        elif torch.compiler.is_compiling():
+            # A compiler updates statistics once, and takes no such contexts
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
             x = checkpoint(
                 block, x, use_reentrant=False,
                 context_fn=partial(_checkpoint_contexts, block))
-        else:
-            x = block(x)
     return x
 
 

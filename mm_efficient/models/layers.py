@@ -1,10 +1,16 @@
 """Layers and helpers that several families share."""
 import contextlib
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+P = ParamSpec('P')
+T = TypeVar('T')
 
 # Minimum number of pixels in a batch for which oneDNN's 1x1 convolution, which reorders
 # the weight in every call, beats a matmul
@@ -33,6 +39,26 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager:
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast ``x`` to float32 if it is in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def in_float32(operator: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of an operator that half precision would spoil.
+
+    Autocast is off inside, and inputs in half precision are cast to float32.
+
+    Args:
+        operator (Callable): Its first argument is a tensor.
+
+    Returns:
+        Callable: The operator, in float32 or float64.
+    """
+    @functools.wraps(operator)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        cast: Any = [at_least_float32(arg) if isinstance(arg, Tensor) else arg
+                     for arg in args]
+        with autocast_disabled(cast[0]):
+            return operator(*cast, **kwargs)
+    return run
 
 
 def eager_on_cpu(x: Tensor) -> bool:

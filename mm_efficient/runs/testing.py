@@ -12,6 +12,7 @@ from ..files import check_output
 from ..weights.checking import check_checkpoint
 from .configs import drop_teacher, load_config, require
 from .data_checks import check_data
+from .devices import allow_determinism, warn_of_unused_gpu
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .model_checks import check_model, check_weights
 from .own_data import FoundClasses, check_splits, use_classes
@@ -122,6 +123,7 @@ def prepare_testing(config: str | Path | Config,
             add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))
         if show:
             show_predictions(cfg, wait_time)
+        allow_determinism(cfg)
     join_processes(cfg, launcher)
     found = once_per_machine(
         lambda: _check_testing(cfg, out, mini, classes, num_classes))
@@ -137,6 +139,7 @@ def _check_testing(cfg: Config, out: str | Path | None, mini: bool,
                    classes: Sequence[str] | None,
                    num_classes: int | None) -> FoundClasses:
     """Check data and weights; return the classes."""
+    warn_of_unused_gpu()
     if out is not None:
         check_output(out, ('.pkl', '.pickle'))
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []

@@ -9,6 +9,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..errors import InputError
 from ..weights.checking import check_checkpoint
 from .configs import load_config, require
+from .devices import allow_determinism, warn_of_unused_gpu
 from .distributed import first_process_reports, join_processes, once_per_machine
 from .model_checks import check_model, check_teacher, check_weights
 from .overrides import check_length, check_save_best
@@ -137,6 +138,7 @@ def prepare_training(config: str | Path | Config,
         elif allow_changes:
             raise InputError('--allow-changes has no effect without --resume.')
         make_resumable(cfg)
+        allow_determinism(cfg)
     join_processes(cfg, launcher)
     record_processes(cfg)
     seed, found = once_per_machine(
@@ -152,6 +154,7 @@ def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
                     num_classes: int | None, allow_changes: bool
                     ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
+    warn_of_unused_gpu()
     check_model(cfg)
     check_teacher(cfg)
     found = check_splits(cfg, SPLITS, mini, classes, num_classes)

@@ -2,6 +2,9 @@
 import csv
 import functools
 import math
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -235,6 +238,23 @@ class FakeCUDA:
     def elapsed_time(self, end):
         assert end is not self
         return 7.
+
+
+def test_onnxruntime_waits_for_what_it_binds(monkeypatch):
+    """It runs on a stream of its own, before which PyTorch's has to be done."""
+    done = []
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: done.append('synchronize'))
+    monkeypatch.setattr(torch.onnx, 'export', MagicMock())
+    runtime = MagicMock()
+    runtime.get_available_providers.return_value = ['CUDAExecutionProvider']
+    session = runtime.InferenceSession.return_value
+    session.get_outputs.return_value = [MagicMock()]
+    session.run_with_iobinding.side_effect = lambda binding: done.append('run')
+    monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
+    x = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), shape=(1, 3, 8, 8),
+                        data_ptr=lambda: 0)
+    backends._onnx_session(lambda x: [torch.zeros(1)], x)()
+    assert done == ['synchronize', 'run']
 
 
 @pytest.mark.parametrize('device, chosen', [('cuda', []), ('cuda:1', [1])])

@@ -1,4 +1,5 @@
 """Exports of every family and task, compared with PyTorch, and errors."""
+import copy
 import json
 
 import pytest
@@ -17,6 +18,7 @@ from mm_efficient.deploy.exporting import (
 from mm_efficient.deploy.models import deploy_model
 from mm_efficient.deploy.verification import measure_parity, predict
 from mm_efficient.errors import ExecutionError, InputError
+from mm_efficient.models import LowFormer
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
@@ -54,6 +56,35 @@ def test_parity_with_pytorch(name, format, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     x = torch.cat([small_images()[1]] * 3)  # another batch
     assert measure_parity(load_exported(path, format), x, predict(model, x)).passed
+
+
+@pytest.mark.parametrize('name', ['cls/soft_tiny_300e',
+                                  'det/lowformer_b0_retinanet_1x'])
+def test_torchscript_follows_the_device_of_its_input(name, tmp_path):
+    path = tmp_path / 'model.pt'
+    export(small_model(name), path, small_images()[:1], format='torchscript')
+    graph = torch.jit.load(path).inlined_graph
+    fixed = [node for node in graph.findAllNodes('prim::Constant')
+             if node.output().type().kind() == 'DeviceObjType']
+    assert not fixed and graph.findAllNodes('prim::device')
+
+
+def test_model_on_another_device(tmp_path, monkeypatch):
+    """A copy on the CPU is exported; the model stays where it is."""
+    arch = {**LowFormer.ARCHS['b0'], 'depths': [1, 1, 1, 1]}
+    model = LowFormer(arch).eval()
+    weights = copy.deepcopy(model.state_dict())
+    model.to('meta')  # a device without values: the copy gets them
+
+    def cpu(self):
+        self.to_empty(device='cpu').load_state_dict(weights)
+        return self
+    monkeypatch.setattr(torch.nn.Module, 'cpu', cpu)
+    images = [(batch - 128) / 64 for batch in small_images()]
+    result = export(model, tmp_path / 'a.pt', images, format='torchscript',
+                    backbone=True)
+    assert [each.passed for each in result.parity] == [True, True]
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_backbone_of_another_library_with_metadata(tmp_path):

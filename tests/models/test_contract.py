@@ -347,19 +347,26 @@ def test_state_dict_round_trip(cls, cfg):
         assert all(map(torch.equal, copy.deepcopy(model)(x), other(x)))
 
 
-@every_shallow_backbone
-def test_compiles_in_one_graph(cls, cfg):
+@pytest.mark.parametrize('cls, cfg, with_cp', [
+    pytest.param(*param.values, with_cp, id=param.id + '-with_cp' * with_cp)
+    for param in SHALLOW for with_cp in (False, True)
+    # Checkpointing is the same for all: a family with and one without batch norms
+    if not with_cp or param.id in ('SwiftFormer-True', 'EcoFormerPVT')])
+def test_compiles_in_one_graph(cls, cfg, with_cp):
     model, x = build(cls, cfg, pretrain_size=224, drop_path_rate=0.), image(2, 64, 96)
+    other = build(cls, cfg, pretrain_size=224, drop_path_rate=0., with_cp=with_cp)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    expected, _ = train_step(model, x)
+    compiled = torch.compile(other, fullgraph=True, backend='aot_eager')
+    expected, state = train_step(model, x)
     grads, _ = train_step(compiled, x)
     for name, grad in expected.items():
         torch.testing.assert_close(grads[f'_orig_mod.{name}'], grad, rtol=1e-3,
                                    atol=1e-5)
-    model.eval()
+    for name, value in other.state_dict().items():  # statistics are updated once
+        torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-5)
+    other.eval()
     with torch.no_grad():
-        assert relative_error(compiled(x), model(x)) < 1e-5
+        assert relative_error(compiled(x), other(x)) < 1e-5
 
 
 @every_shallow_backbone

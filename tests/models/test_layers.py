@@ -1,9 +1,16 @@
 """What several families share."""
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from mm_efficient.models.ecoformer import kernel_hashing
 from mm_efficient.models.layers import ONEDNN_MIN_PIXELS, PointwiseConv
+from mm_efficient.models.reduceformer.reduction_attention import reduction_attention
+from mm_efficient.models.soft import gaussian_attention, newton_inverse
+from mm_efficient.models.swiftformer.additive_attention import global_query
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -34,3 +41,46 @@ def test_pointwise_keeps_channels_last(height):
     x = torch.randn(1, 6, height, 7).to(memory_format=torch.channels_last)
     out = PointwiseConv(6, 10)(x)
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def float32_operators(device='cpu'):
+    """Calls of every operator that half precision would spoil, by name."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(device)
+    query, value = random(2, 3, 100, 4), random(2, 3, 100, 4)
+    marks, inverse = random(2, 3, 6, 4), random(2, 3, 6, 6)
+    matrices = gaussian_attention.landmark_kernel(random(2, 3, 49, 16) / 2)
+    tokens, images = random(2, 50, 3, 8), random(2, 16, 10, 12)
+    anchors = F.normalize(random(3, 5, 8), dim=-1)
+    mean, projection = random(3, 1, 5), random(3, 7, 5)
+    codes = kernel_hashing.hash_codes(tokens, anchors, mean, projection)
+    return {call.func.__name__: call for call in (
+        partial(gaussian_attention.gaussian_attention, query, marks, value, inverse),
+        partial(gaussian_attention.gaussian_kernel, query, marks),
+        partial(gaussian_attention.landmark_kernel, marks),
+        partial(newton_inverse.regularized_inverse, matrices),
+        partial(newton_inverse.normalized_inverse, matrices),
+        partial(newton_inverse.newton_iteration, matrices,
+                torch.full((2, 1, 1, 1), 1e-3, device=device), 3),
+        partial(kernel_hashing.anchor_kernel, tokens, anchors),
+        partial(kernel_hashing.hash_codes, tokens, anchors, mean, projection),
+        partial(kernel_hashing.hash_attention, codes, tokens),
+        partial(reduction_attention, images, images, images, pretrain_tokens=49),
+        partial(global_query, images, random(12, 1)))}
+
+
+@pytest.mark.parametrize('name', float32_operators())
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_operators_keep_float32_under_autocast(name, dtype, monkeypatch):
+    call = float32_operators()[name]
+    for entries in (2**22, 60):  # SOFT's attention in one chunk and in several
+        monkeypatch.setitem(gaussian_attention.CHUNK_ENTRIES, 'cpu', entries)
+        expected = call()
+        with torch.autocast('cpu', dtype):
+            result = call()
+        assert result.dtype == torch.float32 and torch.equal(result, expected)
+    half = partial(call.func, *(arg.to(dtype) if isinstance(arg, torch.Tensor) else arg
+                                for arg in call.args), **call.keywords)
+    assert half().dtype == torch.float32

@@ -91,8 +91,6 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Address of a server of ``tmp_path``, and what was ``requested`` from it."""
-    if torch.cuda.is_available():
-        pytest.skip('two processes would need two GPUs')
     for variable, value in dict(
             NO_PROXY='127.0.0.1', no_proxy='127.0.0.1', OMP_NUM_THREADS='1',
             TORCH_HOME=str(tmp_path / 'cache'), PYTHONPATH=str(ROOT)).items():

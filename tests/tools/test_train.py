@@ -151,7 +151,6 @@ def test_truncated_checkpoint(tiny, train, fails, config):
     assert 'truncated' in fails(train, config(DET), '--mini', '--resume', path)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_amp_without_gpu(tiny, train, fails, config):
     assert '--amp needs a GPU' in fails(train, config(DET), '--mini', '--amp')
 
@@ -202,7 +201,6 @@ class Recorder(Hook):
 '''
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='would need two GPUs')
 def test_two_processes(tmp_path, config):
     """By the script: one process generates data, two train as one."""
     (tmp_path / 'recorder.py').write_text(RECORDER)

@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ..layers import in_float32
+
 EPS = 1e-12  # lower bound on the norm of a query; the original has none
 
 
+@in_float32
 def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
     """Compute the Gaussian kernel between unit queries and anchors.
 
@@ -38,6 +41,7 @@ def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
     return ((cosine - offset) / sigma).exp()
 
 
+@in_float32
 def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
                projection: Tensor) -> Tensor:
     """Compute codes: the signs of projected, centred kernel values of queries.
@@ -76,6 +80,7 @@ class _Sign(Function):
         return grad.masked_fill(x.abs() >= 1, 0)
 
 
+@in_float32
 def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
     """Compute attention whose weights are inner products of codes.
 

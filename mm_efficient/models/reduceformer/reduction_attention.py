@@ -2,9 +2,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers import in_float32
+
 EPS = 1e-15
 
 
+@in_float32
 def reduction_attention(query: Tensor, key: Tensor, value: Tensor,
                         pretrain_tokens: int | None = None) -> Tensor:
     """Gate a global number per channel by the query's share at each position.
@@ -21,7 +24,7 @@ def reduction_attention(query: Tensor, key: Tensor, value: Tensor,
     Source: ReduceFormer, https://arxiv.org/abs/2406.07488.
 
     Args:
-        query (Tensor): (B, C, H, W), float32 or float64.
+        query (Tensor): (B, C, H, W).
         key (Tensor): (B, C, H, W).
         value (Tensor): (B, C, H, W).
         pretrain_tokens (int, optional): Number of positions during pre-training. If

@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ..layers import in_float32
+
 # Entries of K per chunk: about what a CPU's caches hold, and enough to keep other
 # devices busy
 CHUNK_ENTRIES = {'cpu': 2**22}
 CHUNK_ENTRIES_DEFAULT = 2**26
 
 
+@in_float32
 def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Compute the Gaussian kernel ``exp(-|x_i - y_j|^2 / 2)`` of all pairs.
 
@@ -37,6 +40,7 @@ def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.transpose(-1, -2) - half_norms).clamp(max=0).exp()
 
 
+@in_float32
 def landmark_kernel(landmarks: Tensor) -> Tensor:
     """Compute the Gaussian kernel between landmarks, with an exact unit diagonal.
 
@@ -61,6 +65,7 @@ def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor
     return (kernel @ inverse) @ (kernel.transpose(-1, -2) @ value)
 
 
+@in_float32
 def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
                        inverse: Tensor) -> Tensor:
     """Compute attention ``K M (K^T v)`` through landmarks, in memory linear in N.

@@ -9,8 +9,8 @@ function. See SOFT (https://arxiv.org/abs/2110.11945) and its journal version
 
 Every matrix is a Gaussian kernel matrix: symmetric, with entries in [0, 1] and a unit
 diagonal. Batches are (B, heads, m, m); nothing is shared between images. Arithmetic
-runs in the given dtype, which callers keep at float32 or higher: in half precision
-``alpha`` underflows from about 257 landmarks on.
+runs in float32 or float64: in half precision ``alpha`` underflows from about 257
+landmarks on.
 """
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from ..layers import in_float32
 
 NEWTON_STEPS = 20
 REGULARIZER = 0.01
@@ -27,6 +29,7 @@ MAX_HALVINGS = 10
 COLUMN_SUM_LIMIT = 1.01
 
 
+@in_float32
 def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     """Invert ``kernel + 0.01 I``, as plain SOFT does.
 
@@ -48,6 +51,7 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     return _ImplicitInverse.apply(regularized, alpha, steps)
 
 
+@in_float32
 def normalized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     """Compute the degree-normalised inverse ``D^-1/2 A^-1 D^-1/2`` of SOFT-Norm.
 
@@ -94,6 +98,7 @@ def newton_iteration_reference(kernel: Tensor, alpha: Tensor, steps: int) -> Ten
     return x
 
 
+@in_float32
 def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
     """Repeat X <- 2 X - X A X from X = alpha A, for symmetric A.
 

@@ -7,7 +7,10 @@ never reshaped into token sequences. See https://arxiv.org/abs/2303.15446.
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers import in_float32
 
+
+@in_float32
 def global_query(query: Tensor, weight: Tensor) -> Tensor:
     """Sum all queries, weighted by their L2-normalised scores.
 

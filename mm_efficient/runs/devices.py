@@ -1,0 +1,37 @@
+"""What a run needs of its GPU before the first tensor is on it."""
+import logging
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+FIRST_GPU = Path('/dev/nvidia0')
+
+
+def allow_determinism(cfg: Config) -> None:
+    """Let cuBLAS repeat its results if the config asks for deterministic training.
+
+    PyTorch refuses matrix products otherwise, see
+    https://docs.nvidia.com/cuda/cublas/#results-reproducibility. Call it before the
+    first product on a GPU.
+
+    Args:
+        cfg (Config): Config of the run.
+    """
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+
+
+def warn_of_unused_gpu() -> None:
+    """Warn if there is an NVIDIA GPU that PyTorch cannot use, unless it is hidden."""
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
+    if hidden or not FIRST_GPU.exists() or torch.cuda.is_available():
+        return
+    built = f'for CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'
+    print_log(
+        f'This machine has an NVIDIA GPU, but PyTorch {torch.__version__} (built '
+        f'{built}) cannot use it, so everything runs on the CPU. Update the driver, or '
+        'install PyTorch for the CUDA version that nvidia-smi shows.',
+        logger='current', level=logging.WARNING)

@@ -1,0 +1,67 @@
+"""What the tests on a GPU share; docs/gpu.md says how to run them."""
+import copy
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parents[1]
+# Models and runners of the tests for the CPU
+sys.path[:0] = [str(TESTS / room) for room in ('models', 'engine', 'deploy')]
+
+import mm_efficient  # noqa: E402
+from mm_efficient.files import whole_file  # noqa: E402
+
+FIGURES = Path(os.environ.get('MM_EFFICIENT_FIGURES',
+                              TESTS.parent / 'docs' / 'benchmark' / 'gpu'))
+
+
+@pytest.fixture(scope='session')
+def device():
+    if not torch.cuda.is_available():
+        pytest.skip('needs an NVIDIA GPU')
+    return torch.device('cuda')
+
+
+@pytest.fixture(autouse=True)
+def clean_device(device):
+    """Float32 products in full precision, and no memory of the test before."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.cuda.empty_cache()
+    yield
+    torch.cuda.set_sync_debug_mode('default')
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope='module')
+def figures(request, device):
+    """Dict of what a module measures, written to a JSON file of its name."""
+    measured = {}
+    yield measured
+    properties = torch.cuda.get_device_properties(device)
+    versions = dict(
+        mm_efficient=mm_efficient.__version__, torch=torch.__version__,
+        cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
+        python=platform.python_version())
+    name = Path(request.node.path).stem.removeprefix('test_cuda_')
+    path = FIGURES / f'{name}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as draft:
+        Path(draft).write_text(json.dumps(dict(
+            device=properties.name, memory_gb=properties.total_memory / 1e9,
+            date=time.strftime('%Y-%m-%d'), versions=versions,
+            figures=measured), indent=1) + '\n')
+
+
+@pytest.fixture
+def on_device(device):
+    """Function from a module or tensor to a copy of it on the GPU."""
+    def move(value):
+        return copy.deepcopy(value).to(device)
+    return move
