@@ -1,5 +1,6 @@
 """Everything configs can name: hooks, schedules, samplers, optimizer wrappers, EMA."""
 from .accumulation import AccumulationRestartHook
+from .checkpoints import WholeCheckpointHook
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .distributed import CPUDistributedDataParallel
 from .ema import WarmupEMA
@@ -19,6 +20,7 @@ from .seeding import (
     SeedSample,
     seed_everything,
 )
+from .stopping import StopHook
 
 __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
@@ -27,5 +29,5 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor', 'MESAHook', 'MiniReportHook',
     'PreciseBNEvalHook', 'ResolutionBatchSampler', 'SampleIndex',
     'SavePredictionImagesHook', 'SeedIterationHook', 'SeedSample', 'SeededSampler',
-    'WarmupCosineLR', 'WarmupEMA', 'seed_everything'
+    'StopHook', 'WarmupCosineLR', 'WarmupEMA', 'WholeCheckpointHook', 'seed_everything'
 ]

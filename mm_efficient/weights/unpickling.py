@@ -164,8 +164,8 @@ def _import_class(name: str) -> type:
         reason = f'cannot be imported: {error}'
         raise InputError(f'{ALLOW_VARIABLE}: {name} {reason}.') from None
     if not isinstance(found, type):
-        raise InputError(f'{ALLOW_VARIABLE}: {name} is not a class. Functions of a file '
-                         'are never called.')
+        raise InputError(f'{ALLOW_VARIABLE}: {name} is not a class; functions that a '
+                         'file names are never called.')
     return found
 
 
