@@ -134,7 +134,8 @@ def test_checkpoint_to_resume(tiny, train, fails, config, write, message):
 def test_checkpoint_of_another_model(tiny, train, fails, config):
     path = tiny / 'other.pth'
     other = {'conv.weight': torch.zeros(1)}
-    torch.save({'meta': {}, 'optimizer': {}, 'state_dict': other}, path)
+    torch.save({'meta': {'epoch': 1, 'iter': 1}, 'optimizer': {'param_groups': []},
+                'message_hub': {}, 'state_dict': other}, path)
     name = 'backbone.stem.0.weight'
     for option, message in (
         (['--resume', path], 'does not fit'),
