@@ -1,19 +1,14 @@
-"""Repairs that let stock OpenMMLab run on current PyTorch.
+"""A repair that lets stock OpenMMLab run on current PyTorch.
 
-Each one is applied only where it is needed:
-
-- :class:`ExtensionFinder` serves ``mmcv._ext`` from torchvision's operators where MMCV
-  was installed without its compiled extension (``mmcv-lite``, ``onedl-mmcv``), so that
-  ``mmdet.models`` and ``mmseg.models`` import and RetinaNet and Mask R-CNN train.
-- :func:`repair_checkpoint_loading` lets MMEngine <= 0.10.7 read its own checkpoints on
-  PyTorch >= 2.6, and any MMEngine read local ``.safetensors`` files.
+:class:`ExtensionFinder` serves ``mmcv._ext`` from torchvision's operators where MMCV
+was installed without its compiled extension (``mmcv-lite``, ``onedl-mmcv``), so that
+``mmdet.models`` and ``mmseg.models`` import and RetinaNet and Mask R-CNN train. The
+repair of MMEngine's loader of checkpoints is in :mod:`mm_efficient.weights.unpickling`.
 """
 import contextlib
 import importlib.abc
 import importlib.util
-import inspect
 import os
-import os.path as osp
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
@@ -26,8 +21,6 @@ from torch import Tensor
 try:
     import mmcv  # noqa: F401
     from mmengine.logging import print_log
-    from mmengine.runner import CheckpointLoader
-    from mmengine.utils import digit_version
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"mm_efficient needs OpenMMLab's packages: {error}. Install them with "
@@ -39,11 +32,10 @@ EXTENSION = 'mmcv._ext'
 
 
 def apply() -> None:
-    """Apply every repair this environment needs. Can be called repeatedly."""
+    """Serve ``mmcv._ext`` where it is missing. Can be called repeatedly."""
     if FINDER not in sys.meta_path:
         # last, so that a compiled extension is found first
         sys.meta_path.append(FINDER)
-    repair_checkpoint_loading()
 
 
 # ----------------------------------------------------------------------------
@@ -293,68 +285,3 @@ class ExtensionFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 FINDER = ExtensionFinder()
-
-# ----------------------------------------------------------------------------
-# Checkpoint loading
-
-
-def needs_checkpoint_repair() -> bool:
-    """Whether MMEngine's loader for local files refuses MMEngine's checkpoints.
-
-    They hold more than tensors (message hub, NumPy arrays, scheduler states), which
-    ``torch.load`` refuses by default since PyTorch 2.6. Later versions of MMEngine pass
-    ``weights_only`` or wrap the call.
-    """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return False
-    loader = CheckpointLoader._get_checkpoint_loader('local.pth')
-    try:
-        source = inspect.getsource(loader)
-    except OSError:  # installed without sources; the repair is harmless
-        return loader is not load_from_local
-    return 'torch.load(' in source and 'weights_only' not in source
-
-
-def load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
-    """Load a local checkpoint as MMEngine did before PyTorch 2.6.
-
-    As in MMEngine's own later fix, local files are unpickled in full, which can execute
-    code: a local checkpoint is trusted as much as a config, which is a Python program
-    too. Load files you do not trust with ``tools/model_converters/convert.py`` or
-    ``published://``, which read tensors only.
-
-    Args:
-        filename (str): Path of the checkpoint.
-        map_location (Any): See :func:`torch.load`.
-
-    Returns:
-        dict: The checkpoint.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    filename = osp.expanduser(filename)
-    if not osp.isfile(filename):
-        raise FileNotFoundError(f'{filename} can not be found.')
-    return torch.load(filename, map_location=map_location, weights_only=False)
-
-
-def repair_checkpoint_loading() -> None:
-    """Replace MMEngine's loader for local files.
-
-    The new one reads safetensors, and leaves other files to :func:`load_from_local` if
-    MMEngine's own loader refuses its checkpoints, else to that loader.
-    """
-    loader = CheckpointLoader._get_checkpoint_loader('local.pth')
-    if hasattr(loader, 'others'):
-        return
-    others = load_from_local if needs_checkpoint_repair() else loader
-
-    def load(filename: str, map_location: Any = None) -> dict[str, Any]:
-        if filename.endswith('.safetensors') and osp.isfile(osp.expanduser(filename)):
-            from safetensors.torch import load_file
-            return load_file(osp.expanduser(filename))
-        return others(filename, map_location)
-
-    load.others = others  # type: ignore[attr-defined]
-    CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)

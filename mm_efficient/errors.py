@@ -5,6 +5,7 @@ a ``RuntimeError``. Command-line tools run inside :func:`error_line`, which prin
 an error as one ``error:`` line instead of a traceback.
 """
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,20 @@ class ExecutionError(RuntimeError):
 
 class ReportedError(ExecutionError):
     """Another process of the run has failed and reports the error."""
+
+
+class StoppedError(ExecutionError):
+    """A signal has ended a run in order; the message says what was saved.
+
+    Args:
+        message (str): The message.
+        signum (int): The signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + (signal.SIGINT if signum == signal.SIGINT
+                                else signal.SIGTERM)
 
 
 REPORT_SECONDS = 5  # time to report; launchers stop all processes when one exits
@@ -58,9 +73,18 @@ def error_line() -> Iterator[None]:
     Raises:
         SystemExit: In place of :class:`InputError`, :class:`ExecutionError`,
             ``OSError`` and ``ImportError``. Prints nothing for :class:`ReportedError`.
+            After Ctrl-C or another signal, the line has no ``error:`` and the exit
+            status is 130 or 143.
     """
     try:
         yield
+    except StoppedError as stop:
+        if str(stop):
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print('Stopped by Ctrl-C.', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except ReportedError:
         time.sleep(REPORT_SECONDS)
         sys.exit(1)

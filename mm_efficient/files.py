@@ -1,7 +1,9 @@
 """File helpers: atomic writes, and images read as in OpenMMLab."""
 import contextlib
+import errno
 import os
 import os.path as osp
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,15 +56,45 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         path (str | Path): The file to write. Its folder must exist.
 
     Yields:
-        Path: A file next to ``path`` with the same suffix, removed on failure.
+        Path: A file next to ``path`` with the same suffix, removed on failure. It is on
+        the disk before it replaces ``path``, so that not even a power failure leaves a
+        part of it under that name.
     """
     path = Path(path)
     draft = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
     try:
         yield draft
+        if draft.is_file():
+            _flush(draft, os.O_RDWR)
         os.replace(draft, path)
+        if os.name == 'posix':
+            _flush(path.parent, os.O_RDONLY)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _flush(path: Path, mode: int) -> None:
+    """Write what the system holds back of a file or folder to the disk."""
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems do not know it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_drafts(folder: str | Path, suffix: str) -> None:
+    """Remove the temporary files that a killed process has left behind.
+
+    Args:
+        folder (str | Path): Folder that no other process writes to now.
+        suffix (str): Suffix of the files.
+    """
+    for draft in Path(folder).glob(f'.*.tmp{suffix}'):
+        if re.fullmatch(rf'\..+\.\d+\.tmp{re.escape(suffix)}', draft.name):
+            draft.unlink(missing_ok=True)
 
 
 def check_output(path: str | Path, suffixes: Sequence[str]) -> None:

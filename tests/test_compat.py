@@ -2,7 +2,6 @@
 import importlib
 import json
 import os.path as osp
-import pickle
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -15,7 +14,6 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
-from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -415,20 +413,6 @@ def test_load_checkpoint_reads_a_checkpoint_of_the_runner(tmp_path):
     assert checkpoint['message_hub']['log_scalars']
 
 
-def test_repaired_only_where_mmengine_fails(tmp_path):
-    """MMEngine's own loader, called directly, is the judge."""
-    run(tmp_path, epochs=1)
-    try:
-        mmengine_checkpoint.load_from_local(str(tmp_path / 'epoch_1.pth'), 'cpu')
-        fails = False
-    except pickle.UnpicklingError:
-        fails = True
-    loader = CheckpointLoader._get_checkpoint_loader('epoch_1.pth')
-    assert (loader.others is compat.load_from_local) == fails
-    compat.repair_checkpoint_loading()  # once
-    assert CheckpointLoader._get_checkpoint_loader('epoch_1.pth') is loader
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        compat.load_from_local(str(tmp_path / 'nowhere.pth'), None)
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'nowhere.pth'))

@@ -11,6 +11,9 @@ if [ $# -lt 2 ]; then
 fi
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$(dirname "$TOOLS")${PYTHONPATH:+:$PYTHONPATH}"
+# For the command that continues a training, see tools/train.py
+TRAIN_SCRIPT=$(printf '%q ' bash "$0" "$1" "$2")
+export TRAIN_SCRIPT
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

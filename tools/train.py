@@ -1,6 +1,8 @@
 """Train a classifier, detector or segmentor, depending on the config."""
 import argparse
 import os
+import shlex
+import sys
 
 # Read by OpenMP when PyTorch is imported. By default waiting threads spin; two
 # runs that share CPU cores then slow each other down tenfold.
@@ -9,7 +11,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import DictAction  # noqa: E402
 
 from mm_efficient import runs  # noqa: E402
-from mm_efficient.errors import error_line  # noqa: E402
+from mm_efficient.errors import StoppedError, error_line  # noqa: E402
 
 EXAMPLES = r"""examples:
   a small generated data set, minutes on a laptop:
@@ -66,6 +68,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='with --resume: go on with the batch size, optimizer, schedule and data '
         'of the config where they differ from those of the checkpoint')
     parser.add_argument(
+        '--auto-resume', action='store_true',
+        help='continue from the latest checkpoint in the work dir if there is one, '
+        'else start: for jobs that are requeued with the same command')
+    parser.add_argument(
         '--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
@@ -90,17 +96,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def command_to_go_on(argv: list[str]) -> str:
+    """Command that continues the run that ``argv`` has started."""
+    words = [word for word in argv if not word.startswith('--resume=')]
+    while '--resume' in words:
+        at = words.index('--resume')
+        has_value = at + 1 < len(words) and not words[at + 1].startswith('-')
+        del words[at:at + 1 + has_value]
+    if '--auto-resume' not in words:
+        words.append('--resume')
+    script = os.environ.get('TRAIN_SCRIPT')  # dist_train.sh or slurm_train.sh
+    if script and '--launcher' in words:
+        return f'{script} {shlex.join(words[words.index("--launcher") + 2:])}'
+    return f'python {shlex.join([sys.argv[0], *words])}'
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_args(argv)
     with error_line():
-        runs.train(
-            args.config, work_dir=args.work_dir, data_root=args.data_root,
-            num_classes=args.num_classes, classes=args.classes,
-            pretrained=args.pretrained, resume=args.resume,
-            allow_changes=args.allow_changes, amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr, cfg_options=args.cfg_options,
-            launcher=args.launcher, mini=args.mini)
+        try:
+            runs.train(
+                args.config, work_dir=args.work_dir, data_root=args.data_root,
+                num_classes=args.num_classes, classes=args.classes,
+                pretrained=args.pretrained, resume=args.resume,
+                allow_changes=args.allow_changes, auto_resume=args.auto_resume,
+                amp=args.amp, auto_scale_lr=args.auto_scale_lr,
+                cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
+        except StoppedError as stop:
+            words = sys.argv[1:] if argv is None else argv
+            if str(stop):
+                stop.args = (f'{stop} Go on with: {command_to_go_on(words)}', )
+            raise
 
 
 if __name__ == '__main__':

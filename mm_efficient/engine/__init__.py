@@ -1,6 +1,7 @@
 """Everything configs can name: hooks, schedules, samplers, optimizer wrappers, EMA."""
 from .accumulation import AccumulationRestartHook
 from .bit_depth import CheckBitDepth
+from .checkpoints import WholeCheckpointHook
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
 from .distributed import CPUDistributedDataParallel
 from .ema import WarmupEMA
@@ -21,6 +22,7 @@ from .seeding import (
     SeedSample,
     seed_everything,
 )
+from .stopping import StopHook
 
 __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
@@ -30,5 +32,5 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor', 'MESAHook', 'MiniReportHook',
     'NewScheduleHook', 'PreciseBNEvalHook', 'ResolutionBatchSampler', 'SampleIndex',
     'SavePredictionImagesHook', 'SeedIterationHook', 'SeedSample', 'SeededSampler',
-    'WarmupCosineLR', 'WarmupEMA', 'seed_everything'
+    'StopHook', 'WarmupCosineLR', 'WarmupEMA', 'WholeCheckpointHook', 'seed_everything'
 ]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from ..files import whole_file
 from .prediction_images import draw_prediction
@@ -96,7 +96,8 @@ class MiniReportHook(Hook):
             *(f'{key:<28}{before.get(key, float("nan")):>12.3f}{value:>12.3f}'
               for key, value in self.metrics.items()), '',
             f'trained in {minutes:.1f} minutes, including validation',
-            f'checkpoint: {find_latest_checkpoint(runner.work_dir)}',
+            *(f'checkpoint: {hook.last_ckpt}' for hook in runner.hooks
+              if isinstance(hook, CheckpointHook)),
             f'images of {self.num_drawn} predictions: {self.work_dir / "predictions"}'
         ]
         runner.logger.info('\n'.join(rows))

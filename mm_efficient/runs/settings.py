@@ -126,21 +126,19 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: bool | str | Path,
+def set_resume(cfg: Config, checkpoint: str | Path,
                allow_changes: bool = False) -> None:
     """Resume a training run, without the weights that it once started from.
 
     Args:
-        cfg (Config): Changed in place, with ``work_dir``.
-        resume (bool | str | Path): A checkpoint; or True for the latest one in the
-            work dir. If there is none, training starts from the beginning.
+        cfg (Config): Changed in place.
+        checkpoint (str | Path): The checkpoint to resume from.
         allow_changes (bool): Whether the learning rate and the schedules of the config
             replace those of the checkpoint. Defaults to False.
     """
     cfg.resume = True
-    cfg.load_from = None if resume is True else str(resume)
-    if cfg.load_from or Path(cfg.work_dir, 'last_checkpoint').is_file():
-        start_from_scratch(cfg)
+    cfg.load_from = str(checkpoint)
+    start_from_scratch(cfg)
     if allow_changes:
         add_hook(cfg, dict(type='NewScheduleHook'))
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
+from ..engine.stopping import SignalWatch, StopHook
 from ..errors import InputError
 from ..weights.checking import check_checkpoint
 from .configs import load_config, require
@@ -24,6 +25,7 @@ from .settings import (
     use_amp,
     use_auto_scale_lr,
 )
+from .work_dirs import find_start, in_use, make_durable
 
 SPLITS = ('train', 'val')  # read during training
 
@@ -37,6 +39,7 @@ def train(config: str | Path | Config,
           pretrained: str | Path | None = None,
           resume: bool | str | Path | None = None,
           allow_changes: bool = False,
+          auto_resume: bool = False,
           amp: bool = False,
           auto_scale_lr: bool = False,
           cfg_options: Mapping[str, Any] | None = None,
@@ -64,6 +67,9 @@ def train(config: str | Path | Config,
         allow_changes (bool): Whether to resume although batch size, optimizer, schedule
             or training data differ from those of the checkpoint, and to go on with
             those of the config. Defaults to False.
+        auto_resume (bool): Whether to continue from the latest checkpoint in the work
+            dir if there is one, and else as ``resume`` says. For jobs that are started
+            again with the same command. Defaults to False.
         amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.
         auto_scale_lr (bool): Whether to scale the learning rate with the total batch
             size. Defaults to False.
@@ -78,19 +84,26 @@ def train(config: str | Path | Config,
         Runner: After the training, with ``model`` and ``work_dir``.
 
     Raises:
-        InputError: If an argument, the config, the data or the weights are wrong;
-            nothing has been written then, except when there are too few images for
-            a batch.
+        InputError: If an argument, the config, the data or the weights are wrong, or
+            another run uses the work dir; nothing has been written then, except when
+            there are too few images for a batch.
+        StoppedError: If a signal has stopped the run, see
+            :class:`~mm_efficient.engine.StopHook`.
     """
     cfg = prepare_training(
         config, work_dir=work_dir, data_root=data_root, num_classes=num_classes,
         classes=classes, pretrained=pretrained, resume=resume,
-        allow_changes=allow_changes, amp=amp, auto_scale_lr=auto_scale_lr,
-        cfg_options=cfg_options, launcher=launcher, mini=mini)
-    runner = build_runner(cfg)
-    with first_process_reports(launcher):
-        check_num_batches(runner)
-    runner.train()
+        allow_changes=allow_changes, auto_resume=auto_resume, amp=amp,
+        auto_scale_lr=auto_scale_lr, cfg_options=cfg_options, launcher=launcher,
+        mini=mini)
+    with in_use(cfg.work_dir), SignalWatch() as watch:
+        runner = build_runner(cfg)
+        with first_process_reports(launcher):
+            check_num_batches(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, StopHook):
+                hook.watch = watch
+        runner.train()
     return runner
 
 
@@ -103,6 +116,7 @@ def prepare_training(config: str | Path | Config,
                      pretrained: str | Path | None = None,
                      resume: bool | str | Path | None = None,
                      allow_changes: bool = False,
+                     auto_resume: bool = False,
                      amp: bool = False,
                      auto_scale_lr: bool = False,
                      cfg_options: Mapping[str, Any] | None = None,
@@ -133,11 +147,13 @@ def prepare_training(config: str | Path | Config,
             use_amp(cfg)
         if auto_scale_lr:
             use_auto_scale_lr(cfg)
-        if resume:
-            set_resume(cfg, resume, allow_changes)
-        elif allow_changes:
+        if allow_changes and not (resume or auto_resume):
             raise InputError('--allow-changes has no effect without --resume.')
+        start = find_start(cfg, resume, auto_resume)
+        if start:
+            set_resume(cfg, start, allow_changes)
         make_resumable(cfg)
+        make_durable(cfg)
         allow_determinism(cfg)
     join_processes(cfg, launcher)
     record_processes(cfg)
@@ -176,8 +192,6 @@ def check_start(cfg: Config, allow_changes: bool = False) -> int | None:
         InputError: If the checkpoint cannot be used, or belongs to another model.
     """
     resume, path = bool(cfg.get('resume')), cfg.get('load_from')
-    if resume and path is None and Path(cfg.work_dir).is_dir():
-        path = find_latest_checkpoint(cfg.work_dir)
     if path is None:
         return None
     checkpoint = check_checkpoint(path, resume)

@@ -1,17 +1,15 @@
 """Check and read the checkpoints of a run."""
-import os
 import os.path as osp
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import InputError
 from ..files import is_local
-from .reading import find_damage, read_safetensors
+from .unpickling import load_plain
 
-FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # environment variable of PyTorch
+TRAINING_STATE = dict(meta=Mapping, state_dict=Mapping, optimizer=Mapping,
+                      message_hub=Mapping)
 
 
 def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
@@ -26,38 +24,39 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
         are read from the file when used.
 
     Raises:
-        InputError: If it is missing, truncated or of the wrong kind.
+        InputError: If it is missing, truncated or of the wrong kind, or holds more than
+            tensors and plain data.
     """
     if not is_local(path):
         return None
     if not osp.isfile(path):
         raise InputError(f'Checkpoint {path} does not exist '
                          f'(current folder: {Path.cwd()}).')
-    damage = find_damage(path)
-    if damage:
-        raise InputError(f'Checkpoint {path}: {damage}')
-    try:
-        if path.endswith('.safetensors'):
-            return dict(read_safetensors(path))
-        # As MMEngine does when it loads it: there are more than tensors in it
-        checkpoint = torch.load(path, map_location='cpu', weights_only=False,
-                                mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # unpickling can fail in any way
-        if os.environ.get(FORCED, '0').lower() in ('1', 'y', 'yes', 'true'):
-            raise InputError(
-                f'Checkpoint {path} holds more than tensors, as all checkpoints of '
-                f'MMEngine do, and {FORCED} is set, with which PyTorch refuses them. '
-                'Unset it if you trust the origin of the file.') from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(
-            f'Checkpoint {path} ({osp.getsize(path)} bytes) cannot be read, it '
-            f'is truncated or not a PyTorch file: {reason}') from None
+    checkpoint = load_plain(
+        path, mmap=True, name=f'Checkpoint {path} ({osp.getsize(path)} bytes)')
     if not isinstance(checkpoint, dict):
         raise InputError(f'Checkpoint {path} holds a '
                          f'{type(checkpoint).__name__}, expected a dict.')
-    if resume and not {'meta', 'state_dict', 'optimizer'} <= set(checkpoint):
-        raise InputError(
-            f'Checkpoint {path} has no training state to resume from (keys '
-            f'{list(checkpoint)[:6]}). To start from its weights, use '
-            f'--cfg-options load_from={path} instead of --resume.')
+    if not isinstance(checkpoint.get('state_dict', checkpoint), Mapping):
+        raise InputError(f'Checkpoint {path}: expected tensors by name in state_dict, '
+                         f'got {checkpoint["state_dict"]!r:.40}.')
+    if resume:
+        _check_training_state(checkpoint, path)
     return checkpoint
+
+
+def _check_training_state(checkpoint: Mapping[str, Any], path: str) -> None:
+    meta = checkpoint.get('meta')
+    faults = [key for key, kind in TRAINING_STATE.items()
+              if not isinstance(checkpoint.get(key), kind)]
+    if isinstance(meta, Mapping):
+        faults += [f'meta.{key}' for key in ('epoch', 'iter')
+                   if not isinstance(meta.get(key), int)]
+    optimizer = checkpoint.get('optimizer')
+    if isinstance(optimizer, Mapping) and 'param_groups' not in optimizer:
+        faults.append('optimizer.param_groups')
+    if faults:
+        raise InputError(
+            f'Checkpoint {path} has no training state to resume from: it lacks '
+            f'{", ".join(faults)} (keys {list(checkpoint)[:6]}). To start from its '
+            f'weights, use --cfg-options load_from={path} instead of --resume.')

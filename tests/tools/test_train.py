@@ -118,7 +118,7 @@ def test_annotations_of_other_classes(tiny, train, fails, config):
 
 @pytest.mark.parametrize('write, message', [
     (lambda path: None, 'does not exist'),
-    (lambda path: path.write_bytes(b''), 'truncated or not a PyTorch file'),
+    (lambda path: path.write_bytes(b''), 'not a checkpoint, or an incomplete one'),
     (lambda path: torch.save({'state_dict': {}}, path), 'no training state'),
     (lambda path: torch.save([1], path), 'expected a dict'),
 ])
@@ -133,7 +133,8 @@ def test_checkpoint_to_resume(tiny, train, fails, config, write, message):
 def test_checkpoint_of_another_model(tiny, train, fails, config):
     path = tiny / 'other.pth'
     other = {'conv.weight': torch.zeros(1)}
-    torch.save({'meta': {}, 'optimizer': {}, 'state_dict': other}, path)
+    torch.save({'meta': {'epoch': 1, 'iter': 1}, 'optimizer': {'param_groups': []},
+                'message_hub': {}, 'state_dict': other}, path)
     name = 'backbone.stem.0.weight'
     for option, message in (
         (['--resume', path], 'does not fit'),

@@ -10,7 +10,8 @@ from mm_efficient.errors import InputError
 from mm_efficient.models.soft.backbone import SOFT
 from mm_efficient.weights.checking import check_checkpoint
 from mm_efficient.weights.conversion import CheckpointError
-from mm_efficient.weights.reading import find_damage, read_untrusted
+from mm_efficient.weights.reading import read_untrusted
+from mm_efficient.weights.unpickling import find_damage
 
 
 @pytest.fixture

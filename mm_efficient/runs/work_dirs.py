@@ -1,0 +1,155 @@
+"""The folder of a training run: its latest good checkpoint, and who uses it."""
+import contextlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from ..engine.checkpoints import LAST
+from ..errors import InputError
+from ..weights.checking import check_checkpoint
+from .settings import add_hook
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = '.in_use'
+
+
+def make_durable(cfg: Config) -> None:
+    """Write checkpoints whole, and stop in order when a signal asks for it.
+
+    Args:
+        cfg (Config): Changed in place: the stock ``CheckpointHook`` becomes
+            :class:`~mm_efficient.engine.WholeCheckpointHook`, and
+            :class:`~mm_efficient.engine.StopHook` is added.
+    """
+    hooks = dict(cfg.get('default_hooks') or {})
+    hook = hooks.get('checkpoint', {})
+    if hook is not None and hook.get('type', 'CheckpointHook') == 'CheckpointHook':
+        defaults = {} if hook else dict(interval=1)  # as in MMEngine's runner
+        hooks['checkpoint'] = {**defaults, **hook, 'type': 'WholeCheckpointHook'}
+        cfg.default_hooks = hooks
+    if all(hook.get('type') != 'StopHook' for hook in cfg.get('custom_hooks') or []):
+        add_hook(cfg, dict(type='StopHook'))
+
+
+def find_start(cfg: Config, resume: bool | str | Path | None = None,
+               auto_resume: bool = False) -> str | Path | None:
+    """Find the checkpoint that a run continues from.
+
+    Args:
+        cfg (Config): Config of the run, with ``work_dir``. ``resume`` without
+            ``load_from`` counts as True, and is reset.
+        resume (bool | str | Path, optional): A checkpoint, or True for the latest one
+            in the work dir. Defaults to None.
+        auto_resume (bool): Whether to prefer the latest one in the work dir, if there
+            is one. Defaults to False.
+
+    Returns:
+        str | Path | None: The checkpoint. None for a run that starts from the
+        beginning.
+
+    Raises:
+        InputError: If there are checkpoints in the work dir, but none is complete.
+    """
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        resume, cfg.resume = resume or True, False
+    latest = latest_checkpoint(cfg.work_dir) if auto_resume or resume is True else None
+    return latest or (None if resume is True else resume or None)
+
+
+def latest_checkpoint(work_dir: str | Path) -> str | None:
+    """Find the newest checkpoint of a run that can be resumed from.
+
+    Args:
+        work_dir (str | Path): Its folder, which may have been moved.
+
+    Returns:
+        str | None: Path of the checkpoint that ``last_checkpoint`` names, else of the
+        newest ``epoch_N.pth`` or ``iter_N.pth`` that is complete. None if there is no
+        checkpoint at all.
+
+    Raises:
+        InputError: If there are checkpoints, but none that can be resumed from.
+    """
+    reasons: list[str] = []
+    for path in _candidates(Path(work_dir)):
+        try:
+            check_checkpoint(str(path), resume=True)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
+        if reasons and rank == '0':
+            print(*(f'warning: {reason}' for reason in reasons),
+                  f'Resuming from the one before: {path}', sep='\n', file=sys.stderr)
+        return str(path)
+    if reasons:
+        raise InputError(f'{work_dir} has no checkpoint to resume from. {reasons[0]} '
+                         'To start anew, choose another --work-dir.')
+    return None
+
+
+def _candidates(work_dir: Path) -> list[Path]:
+    """Checkpoints of a run, the newest first."""
+    try:
+        named = Path((work_dir / LAST).read_text().strip())
+    except (OSError, ValueError):  # none, or not a text
+        named = Path()
+    folders = [work_dir, (work_dir / named).parent] if named.name else [work_dir]
+    found = {path: path.stat().st_mtime_ns for folder in folders if folder.is_dir()
+             for path in folder.iterdir() if re.fullmatch(r'(epoch|iter)_\d+\.pth',
+                                                          path.name)}
+    newest = sorted(found, key=lambda path: found[path], reverse=True)
+    # An absolute path may be that of the folder before it was moved
+    first = [path for path in (work_dir / named.name, work_dir / named)
+             if named.name and path.is_file()]
+    return list(dict.fromkeys([*first[:1], *newest]))
+
+
+@contextlib.contextmanager
+def in_use(work_dir: str | Path) -> Iterator[None]:
+    """Context in which no other run may use a work dir.
+
+    Args:
+        work_dir (str | Path): The folder, which is created.
+
+    Raises:
+        InputError: If another run on this or, where the file system knows of locks,
+            another machine uses it.
+    """
+    if fcntl is None or not is_main_process():
+        yield
+        return
+    path = Path(work_dir, LOCK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a+', encoding='utf-8') as file:
+        _lock(file, path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(file: Any, path: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise InputError(
+            f'{path.parent} is in use by another run ({file.read().strip()}). Wait '
+            'until it ends, or choose another --work-dir.') from None
+    except OSError:  # a file system without locks
+        pass
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
