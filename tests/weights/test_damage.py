@@ -31,7 +31,7 @@ def test_every_flipped_bit_of_the_weights(path):
         damaged[start + position] ^= 1 << position % 8
         path.write_bytes(damaged)
         for read in (read_untrusted, check_checkpoint):
-            with pytest.raises(CheckpointError, match=r'weights.pth\b.*: the file is dam'):
+            with pytest.raises(CheckpointError, match='weights.pth.*: the file is dam'):
                 read(str(path))
     path.write_bytes(whole)
     assert find_damage(path) is None
