@@ -189,7 +189,8 @@ def _signed_logits(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _scale_(values: Tensor, positive: Tensor, factors: tuple[float, float],
             target: Tensor, weight: Tensor) -> Tensor:
     """Multiply in place by the factors of positives and negatives and class weights."""
-    values.mul_(torch.where(positive, *(values.new_full((), f) for f in factors)))
+    of_positive, of_negative = (values.new_full((), factor) for factor in factors)
+    values.mul_(torch.where(positive, of_positive, of_negative))
     if weight.numel():
         # class `num_classes` is background and has no weight
         weight = torch.cat([weight, weight.new_ones(1)]).to(values)
