@@ -41,6 +41,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _cast(value: Any) -> Any:
+    return at_least_float32(value) if isinstance(value, Tensor) else value
+
+
 def in_float32(operator: Callable[P, T]) -> Callable[P, T]:
     """Decorator of an operator that half precision would spoil.
 
@@ -54,10 +58,11 @@ def in_float32(operator: Callable[P, T]) -> Callable[P, T]:
     """
     @functools.wraps(operator)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        cast: Any = [at_least_float32(arg) if isinstance(arg, Tensor) else arg
-                     for arg in args]
-        with autocast_disabled(cast[0]):
-            return operator(*cast, **kwargs)
+        positional: Any = [_cast(value) for value in args]
+        named: Any = {name: _cast(value) for name, value in kwargs.items()}
+        first, *_ = *positional, *named.values()
+        with autocast_disabled(first):
+            return operator(*positional, **named)
     return run
 
 

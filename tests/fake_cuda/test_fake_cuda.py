@@ -41,6 +41,10 @@ def results(tmp_path_factory):
     return json.loads((folder / 'results.json').read_text())
 
 
+def test_gpus_are_hidden_from_these_tests():
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
+
+
 def test_nothing_leaves_the_gpu(results):
     assert len(results) > 7
     for name, found in results.items():
