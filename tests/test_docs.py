@@ -25,7 +25,6 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import is_installed
 from PIL import Image
 
@@ -36,6 +35,7 @@ from mm_efficient.errors import InputError
 from mm_efficient.files import config_files
 from mm_efficient.runs import mini
 from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.work_dirs import latest_checkpoint
 from mm_efficient.weights import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -339,7 +339,7 @@ def test_own_data_from_folder_to_test(title, make_data, monkeypatch, tmp_path):
     block, = (m['code'] for m in BLOCK.finditer(section) if m['language'] == 'bash')
     for program, script, *arguments in commands(block):
         assert program == 'python'
-        files = {'IMAGE': str(image), 'CHECKPOINT': find_latest_checkpoint(
+        files = {'IMAGE': str(image), 'CHECKPOINT': latest_checkpoint(
             f'work_dirs/{make_data.__name__}')}
         monkeypatch.setattr('sys.argv', [
             script, *(files.get(word, word) for word in arguments)])
