@@ -60,8 +60,7 @@ def in_float32(operator: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         positional: Any = [_cast(value) for value in args]
         named: Any = {name: _cast(value) for name, value in kwargs.items()}
-        first, *_ = *positional, *named.values()
-        with autocast_disabled(first):
+        with autocast_disabled([*positional, *named.values()][0]):
             return operator(*positional, **named)
     return run
 
