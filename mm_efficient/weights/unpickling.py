@@ -124,8 +124,15 @@ def find_damage(path: str | Path) -> str | None:
 def _load_tensors(file: Any, map_location: Any, options: dict[str, Any]) -> Any:
     allowed = [*PLAIN_DATA, *_allowed_by_user()]
     if hasattr(torch.serialization, 'safe_globals'):
-        with torch.serialization.safe_globals(allowed):
-            return _torch_load(file, map_location, weights_only=True, **options)
+        # Not what others allow everywhere: OneDL's MMEngine does so with getattr
+        others = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return _torch_load(file, map_location, weights_only=True, **options)
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(others)
     # PyTorch before 2.5 has no such list: the same rule in an unpickler of ours
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as records:
