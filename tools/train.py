@@ -8,10 +8,9 @@ import sys
 # runs that share CPU cores then slow each other down tenfold.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from mmengine.config import DictAction  # noqa: E402
-
 from mm_efficient import runs  # noqa: E402
 from mm_efficient.errors import StoppedError, error_line  # noqa: E402
+from mm_efficient.runs.options import data_parser, parse_launched  # noqa: E402
 
 EXAMPLES = r"""examples:
   a small generated data set, minutes on a laptop:
@@ -36,23 +35,12 @@ EXAMPLES = r"""examples:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data_parser(__doc__)
+    parser.epilog = EXAMPLES
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--work-dir', metavar='FOLDER',
         help='folder for logs and checkpoints (default: work_dirs/<config>)')
-    parser.add_argument(
-        '--data-root', metavar='FOLDER',
-        help='folder to read all data sets from, with the layout the config expects')
-    parser.add_argument(
-        '--num-classes', type=int, metavar='N', help='number of classes of every head')
-    parser.add_argument(
-        '--classes', nargs='+', metavar='NAME',
-        help='names of the classes; of label maps in the order of their values, the '
-        'background included (default: the categories of a COCO file, the names of '
-        "the class folders, else the config's)")
     parser.add_argument(
         '--pretrained', metavar='FILE|URL|NAME|none',
         help="weights the backbone starts from: a file or URL (one's own or the "
@@ -76,24 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
         help='scale the learning rate with the total batch size')
-    parser.add_argument(
-        '--mini', action='store_true',
-        help='train the same model on a miniature data set, generated in data/mini/ '
-        'on first use, with image size and schedule cut to a few minutes on two CPU '
-        'cores')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override settings of the config: train_cfg.max_epochs=1 '
-        'key="[a,b]" key="[(a,b),(c,d)]" (no spaces)')
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-        help='what starts the processes, see tools/dist_train.sh (default: '
-        'none, a single process)')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_launched(parser, argv)
 
 
 def command_to_go_on(argv: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Command-line options that tools have in common."""
 import argparse
+import os
 
 from mmengine.config import DictAction
 
@@ -17,11 +18,58 @@ def tool_parser(description: str | None) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--mini', action='store_true',
-                        help='change the config as --mini of tools/train.py does, for '
-                        'the miniature data set and checkpoints trained on it')
+    parser.add_argument(
+        '--mini', action='store_true',
+        help='use the miniature data set, generated in data/mini/ on first use, with '
+        'image size and schedule cut to a few minutes of training on two CPU cores')
     parser.add_argument('--num-classes', type=int, metavar='N',
                         help='number of classes of every head')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the config: train_cfg.max_epochs=1 key="[a,b]" '
+        'key="[(a,b),(c,d)]" (no spaces)')
     return parser
+
+
+def data_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a tool that reads the data of a config.
+
+    Args:
+        description (str, optional): See :func:`tool_parser`.
+
+    Returns:
+        ArgumentParser: With ``--data-root`` and ``--classes`` as well.
+    """
+    parser = tool_parser(description)
+    parser.add_argument(
+        '--data-root', metavar='FOLDER',
+        help='folder to read all data sets from, with the layout the config expects')
+    parser.add_argument(
+        '--classes', nargs='+', metavar='NAME',
+        help='names of the classes; of label maps in the order of their values, the '
+        'background included (default: the categories of a COCO file, the names of '
+        "the class folders, else the config's)")
+    return parser
+
+
+def parse_launched(parser: argparse.ArgumentParser, argv: list[str] | None
+                   ) -> argparse.Namespace:
+    """Parse the arguments of a tool that several processes may run.
+
+    Args:
+        parser (ArgumentParser): Extended by ``--launcher`` and ``--local_rank``, which
+            launchers set.
+        argv (list[str], optional): Arguments; None for those of the command line.
+
+    Returns:
+        Namespace: The arguments. ``LOCAL_RANK`` is in the environment.
+    """
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='what starts the processes, see tools/dist_train.sh (default: '
+        'none, a single process)')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args

@@ -159,7 +159,8 @@ def test_no_synchronisation(cls, cfg, with_cp, device):
     torch.cuda.set_sync_debug_mode('error')
     with torch.autocast('cuda', torch.float16):
         loss = sum(out.float().mean() for out in model(x))
-    loss.backward()
+    loss.backward()  # waiting for the device would have raised an error
+    assert torch.cuda.get_sync_debug_mode() == 2  # still on
 
 
 @every_backbone

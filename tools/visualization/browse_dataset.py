@@ -20,7 +20,7 @@ from rich.progress import track
 
 from mm_efficient.errors import InputError, error_line, explain
 from mm_efficient.runs.configs import load_config
-from mm_efficient.runs.options import tool_parser
+from mm_efficient.runs.options import data_parser
 from mm_efficient.runs.own_data import check_splits
 from mm_efficient.runs.traversal import split_datasets
 from mm_efficient.visualization import add_out, check_figure, grid_figure, save_figure
@@ -28,15 +28,12 @@ from mm_efficient.visualization import add_out, check_figure, grid_figure, save_
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = tool_parser(__doc__)
+    parser = data_parser(__doc__)
     parser.add_argument('config', help='config file of any task')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train',
                         help='data set of the config (default: train)')
     parser.add_argument('--num-samples', type=int, default=12,
                         help='number of samples, evenly spaced (default: 12)')
-    parser.add_argument('--data-root', metavar='FOLDER', help='folder of all data sets')
-    parser.add_argument('--classes', nargs='+', metavar='NAME',
-                        help='names of the classes, as for tools/train.py')
     add_out(parser, 'dataset.png')
     return parser.parse_args(argv)
 
