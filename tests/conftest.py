@@ -17,12 +17,17 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpoints')
 
 
-def selects_cuda(arguments):
-    """Whether ``-m`` selects tests marked ``cuda``."""
+def selects(marker, arguments):
+    """Whether ``-m`` selects tests with a marker."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-m', default='')
     expression = parser.parse_known_args(arguments)[0].m
-    return 'cuda' in expression.replace('not cuda', '')
+    return marker in expression.replace(f'not {marker}', '')
+
+
+def selects_cuda(arguments):
+    """Whether ``-m`` selects tests marked ``cuda``."""
+    return selects('cuda', arguments)
 
 
 # All other tests are for the CPU. Read when CUDA starts, which happens on import of
@@ -47,9 +52,11 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests that need a GPU unless ``-m`` selects them."""
-    if not selects_cuda(['-m', config.option.markexpr]):
-        others = [item for item in items if not item.get_closest_marker('cuda')]
+    """Leave out trials and tests that need a GPU unless ``-m`` selects them."""
+    for marker in ('cuda', 'trials'):
+        if selects(marker, ['-m', config.option.markexpr]):
+            continue
+        others = [item for item in items if not item.get_closest_marker(marker)]
         config.hook.pytest_deselected(items=[*{*items} - {*others}])
         items[:] = others
 

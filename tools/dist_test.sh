@@ -4,12 +4,14 @@
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [ARGS of tools/test.py]
 #
 # Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@"  # sh was called
 set -euo pipefail
 if [ $# -lt 3 ]; then
     sed -n '2,6p' "$0" >&2
     exit 2
 fi
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$TOOLS/launch_checks.sh" "$3"
 export PYTHONPATH="$(dirname "$TOOLS")${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
