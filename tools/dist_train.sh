@@ -16,7 +16,7 @@ export PYTHONPATH="$(dirname "$TOOLS")${PYTHONPATH:+:$PYTHONPATH}"
 # For the command that continues a training, see tools/train.py
 TRAIN_SCRIPT=$(printf '%q ' bash "$0" "$1" "$2")
 export TRAIN_SCRIPT
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" "$TOOLS/torchrun.py" \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

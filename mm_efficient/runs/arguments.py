@@ -103,9 +103,11 @@ def _parts_of_optimization(cfg: Config) -> Iterator[Part]:
 
 
 def _check_part(key: str, settings: Any, registry: Registry) -> None:
-    if not isinstance(settings, dict) or not settings.get('type'):
+    if not isinstance(settings, dict) or 'type' not in settings:
         return
     kind = settings['type']
+    if not isinstance(kind, str) and not callable(kind):
+        raise InputError(f'{key}.type is {_short(kind)}; expected the name of a class.')
     if isinstance(kind, str):
         with registry.switch_scope_and_registry(settings.get('_scope_')) as found:
             try:

@@ -31,6 +31,7 @@ class CocoReader:
         masks (bool): Whether the pipeline reads masks.
         boxes (bool): Whether entries are evaluated by their boxes.
         evaluated_masks (bool): Whether they are evaluated by their masks.
+        filtered (bool): Whether images are chosen by their size and objects.
         min_size (int): Images with a shorter side are not used.
         must_have_objects (bool): Whether images without objects are not used.
     """
@@ -40,6 +41,7 @@ class CocoReader:
     masks: bool = False
     boxes: bool = False
     evaluated_masks: bool = False
+    filtered: bool = False
     min_size: int = 0
     must_have_objects: bool = False
     unused: Counter = field(default_factory=Counter)  # annotations, by reason
@@ -53,13 +55,21 @@ class CocoReader:
         Yields:
             tuple[str, str]: Entry, such as 'annotations[3] (id 17)', and the fault.
         """
-        images: dict[Any, Entry] = {}
+        images: dict[Any, Entry] = {}  # the last one of an id, as pycocotools has it
         for i, image in enumerate(content['images']):
-            fault = _image_fault(image) or _twice(image, images)
+            if not _is_key(image, 'id'):
+                yield _name('images', i, image), _wrong(image, 'id', 'a number')
+                continue
+            first = images.get(image['id'], image).get('file_name')
+            if first != image.get('file_name'):
+                yield _name('images', i, image), (
+                    f'has the id of {first}, every image needs its own')
+            images[image['id']] = image
+        for i, image in enumerate(content['images']):
+            is_read = _is_key(image, 'id') and images[image['id']] is image
+            fault = self._image_fault(image) if is_read else None
             if fault:
                 yield _name('images', i, image), fault
-            if _hashable(image.get('id')):
-                images.setdefault(image['id'], image)
         if not content['images']:
             yield 'images', 'is an empty list'
         wanted = {each.get('id'): not self.classes or each.get('name') in self.classes
@@ -80,11 +90,11 @@ class CocoReader:
                wanted: Mapping[Any, bool], seen: set[Any]) -> str | None:
         """What is wrong with an annotation; '' if it is not used, None if nothing."""
         missing = [key for key in ('id', 'image_id', 'category_id')
-                   if not _hashable(each.get(key))]
+                   if not _is_key(each, key)]
         if missing:
-            return f'has no {missing[0]!r}'
+            return _wrong(each, missing[0], 'a number')
         image = images.get(each['image_id'])
-        if image is None or _image_fault(image):
+        if image is None or self._image_fault(image):
             self.unused['images'] += image is None
             return ''
         if each['id'] in seen:
@@ -97,6 +107,14 @@ class CocoReader:
             fault = self._evaluation_fault(each, image)
         return fault or (None if used else '')
 
+    def _image_fault(self, image: Entry) -> str | None:
+        if not isinstance(image.get('file_name'), str):
+            return _wrong(image, 'file_name', 'a text')
+        for key in ('height', 'width'):
+            if key not in image or self.filtered and not _is_number(image[key]):
+                return _wrong(image, key, 'a number')
+        return None
+
     def _training_fault(self, each: Entry, image: Entry, used: bool) -> str | None:
         """As ``CocoDataset.parse_data_info`` and ``LoadAnnotations`` would find it."""
         if each.get('ignore'):
@@ -104,6 +122,8 @@ class CocoReader:
         box = each.get('bbox')
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
             return _wrong(each, 'bbox', 'four numbers')
+        if not (_is_number(image['height']) and _is_number(image['width'])):
+            return 'is of an image whose height and width are no numbers'
         x, y, w, h = box
         if max(0, min(x + w, image['width']) - max(x, 0)) * \
                 max(0, min(y + h, image['height']) - max(y, 0)) == 0:
@@ -136,24 +156,6 @@ class CocoReader:
             except OSError:
                 pass
         return size
-
-
-def _image_fault(image: Entry) -> str | None:
-    if not _hashable(image.get('id')):
-        return _wrong(image, 'id', 'a number')
-    if not isinstance(image.get('file_name'), str):
-        return _wrong(image, 'file_name', 'a text')
-    for key in ('height', 'width'):
-        if not _is_number(image.get(key)):
-            return _wrong(image, key, 'a number')
-    return None
-
-
-def _twice(image: Entry, images: Mapping[Any, Entry]) -> str | None:
-    first = images.get(image['id'])
-    if first is None or first.get('file_name') == image['file_name']:
-        return None
-    return f'has the id of {first.get("file_name")}, {image["file_name"]} needs another'
 
 
 def _mask_fault(each: Entry, size: tuple[int, int], strict: bool = False) -> str | None:
@@ -201,8 +203,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
-def _hashable(value: Any) -> bool:
-    return isinstance(value, (int, float, str))
+def _is_key(entry: Entry, key: str) -> bool:
+    """Whether an entry has an id that can be looked up."""
+    return key in entry and not isinstance(entry[key], (list, dict))
 
 
 def _wrong(entry: Entry, key: str, expected: str) -> str:
@@ -213,7 +216,7 @@ def _wrong(entry: Entry, key: str, expected: str) -> str:
 
 def _name(key: str, index: int, entry: Entry) -> str:
     details = [f'{key} {entry[key]}' for key in ('id', 'image_id', 'file_name')
-               if _hashable(entry.get(key))]
+               if _is_key(entry, key)]
     return f'{key}[{index}]' + (f' ({", ".join(details)})' if details else '')
 
 
@@ -239,7 +242,7 @@ def coco_readers(cfg: Config, split: str) -> Iterator[tuple[str, CocoReader]]:
             class_names(cfg, dataset) or (),
             any(type_name(step) == 'LoadAnnotations' and step.get('with_mask')
                 for step in nested_dicts(dataset.get('pipeline'))),
-            'bbox' in evaluated, 'segm' in evaluated,
+            'bbox' in evaluated, 'segm' in evaluated, bool(chosen),
             chosen.get('min_size', 0), bool(chosen.get('filter_empty_gt')))
 
 

@@ -18,6 +18,7 @@ from .mini import apply_mini
 from .overrides import check_options
 from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
+EXPECTED = dict(default_scope='name', custom_hooks='list of dicts')
 # Task packages and the extra of this package that installs them
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
 
@@ -83,12 +84,13 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
             reason = ' '.join(str(error).strip('\'"').split())
             raise InputError(f'--cfg-options {key}={value}: {reason}') from None
     kinds: list[tuple[str, Any]] = [
-        ('model', dict), ('custom_hooks', (list, tuple, NoneType))]
+        ('model', dict), ('default_scope', str), ('default_hooks', (dict, NoneType)),
+        ('custom_hooks', (list, tuple, NoneType))]
     kinds += [(f'{split}_dataloader', (dict, NoneType)) for split in SPLITS]
     for key, kind in kinds:
         if not isinstance(cfg.get(key), kind):
             raise InputError(f'{key} is {cfg.get(key)!r:.60}; expected a '
-                             f'{"list of dicts" if "hooks" in key else "dict"}.')
+                             f'{EXPECTED.get(key, "dict")}.')
 
 
 def _set_classes(cfg: Config, num_classes: int | None,

@@ -43,6 +43,7 @@ def configs():
     (f'{OPTIMIZER}.lr', -1., f'{OPTIMIZER}, AdamW with lr=-1.0'),
     (f'{OPTIMIZER}.weight_decay', -1., 'weight_decay=-1.0'),
     (f'{OPTIMIZER}.type', 'AdamX', r"type is 'AdamX'.*did you mean 'Adam"),
+    (f'{OPTIMIZER}.type', None, 'optimizer.type is None; expected the name of'),
     ('optim_wrapper.clip_gradd', dict(max_norm=1), "'clip_gradd'.*mean 'clip_grad'"),
     ('optim_wrapper.type', 'AmpWrapper', "optim_wrapper.type is 'AmpWrapper'"),
     ('param_scheduler.0.typ', 'x', "param_scheduler.0: .* no argument 'typ'"),

@@ -16,7 +16,7 @@ CONTENT = dict(
         dict(id=6, image_id=2, category_id=7, bbox=[0, 0, 64, 48], area=9, iscrowd=1,
              segmentation=dict(size=[48, 64], counts=[0, 9, 3063]))],
     categories=[dict(id=7, name='cat'), dict(id=8, name='dog')])
-TRAIN = dict(masks=True, must_have_objects=True)
+TRAIN = dict(masks=True, filtered=True, must_have_objects=True)
 EVALUATED = dict(masks=True, boxes=True, evaluated_masks=True)
 DELETED = object()
 
@@ -56,7 +56,7 @@ WRONG = [
     ((*CROWD, 'segmentation', 'counts'), DELETED, "no 'counts' and 'size'", TRAIN),
     (('images', 0, 'width'), '64', "'width' '64', expected a number", TRAIN),
     (('images', 0, 'file_name'), 3, "'file_name' 3, expected a text", TRAIN),
-    (('images', 1, 'id'), 1, r'the id of 1.jpg, 2.jpg needs another', TRAIN),
+    (('images', 1, 'id'), 1, 'the id of 1.jpg, every image', TRAIN),
     (('images', ), [], 'images is an empty list', TRAIN),
     (('annotations', ), [], 'nothing to learn', TRAIN),
     ((*FIRST, 'iscrowd'), DELETED, "has no 'iscrowd'", EVALUATED),
