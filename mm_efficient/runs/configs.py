@@ -81,7 +81,8 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
         try:
             cfg.merge_from_dict({key: value})
         except Exception as error:  # MMEngine raises whatever comes up
-            reason = ' '.join(str(error).strip('\'"').split())
+            known = isinstance(error, KeyError) and error.args
+            reason = ' '.join(str(error.args[0] if known else error).split())
             raise InputError(f'--cfg-options {key}={value}: {reason}') from None
     kinds: list[tuple[str, Any]] = [
         ('model', dict), ('default_scope', str), ('default_hooks', (dict, NoneType)),

@@ -40,7 +40,7 @@ def check_images(cfg: Config, split: str) -> None:
     """Check the images of a split that can be checked in seconds.
 
     All images of a validation or test set, at most ``MOST_IMAGES`` evenly spaced ones;
-    of a training set, whose broken images are skipped, only that there are some. Label
+    of a training set, whose broken images are skipped, only that one can be read. Label
     maps have to fit their images and the number of classes.
 
     Args:
@@ -143,6 +143,10 @@ def image_faults(cfg: Config, settings: dict, dataset: BaseDataset, split: str,
     """
     loaders = Loaders(cfg, settings)
     evaluated = split != 'train'
+    if not evaluated and loaders.skips_broken and all(
+            any(loaders.image_faults(info)) for info in spaced(dataset, len(dataset))):
+        path = dataset.get_data_info(0).get('img_path')
+        yield path, f'and all {len(dataset)} training images cannot be read'
     if evaluated or not loaders.skips_broken:
         for info in spaced(dataset, len(dataset) if everything else MOST_IMAGES):
             yield from loaders.image_faults(info)

@@ -173,7 +173,8 @@ def _build(settings: dict) -> Any:
     try:
         return build_on_meta(settings)
     except Exception as error:
-        reason = ' '.join(str(error).strip('\'"').split())
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        reason = ' '.join(str(text).split())
         raise InputError('The model of the config cannot be built: '
                          f'{type(error).__name__}: {reason}') from error
 

@@ -3,12 +3,15 @@ import re
 import sys
 
 import pytest
+import torch
 
 from mm_efficient.errors import InputError
-from mm_efficient.runs import distributed, prepare_training
+from mm_efficient.runs import devices, distributed, prepare_training
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.distributed import check_environment
+from mm_efficient.runs.options import tool_parser
 from mm_efficient.runs.work_dirs import check_work_dir
+from mm_efficient.weights.checking import check_checkpoint
 
 CLS, DET, SEG = 'soft_tiny_300e.py', 'soft_tiny_maskrcnn_1x.py', 'soft_tiny_fpn_80k.py'
 OPTIMIZER = 'optim_wrapper.optimizer'
@@ -111,3 +114,42 @@ def test_work_dirs_that_cannot_be_made(tmp_path):
             check_work_dir(path)
     check_work_dir(tmp_path / 'new/below')
     assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('text, message', [
+    ('foo', 'foo: expected KEY=VALUE'), ('=1', 'expected KEY=VALUE'),
+    ('a..b=1', 'expected KEY=VALUE'), ('a=[1,2', 'brackets are not closed'),
+    ('a=[(1,2]', 'brackets are not closed')])
+def test_options_that_cannot_be_parsed(text, message):
+    parser = tool_parser('a tool')
+    assert parser.parse_args(['--cfg-options', 'a=[1,2]']).cfg_options == {'a': [1, 2]}
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(['--cfg-options', 'b=1', text])
+    assert stop.value.code.startswith(f'error: --cfg-options {text}: ')
+    assert message in stop.value.code
+
+
+def test_loaders_without_shared_memory(monkeypatch, configs):
+    def fail():
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr(devices.multiprocessing, 'Lock', fail)
+    with pytest.raises(InputError, match='shared memory.*train_dataloader.num_w.*=0'):
+        devices.check_workers(configs[CLS], ['train'])
+    devices.check_workers(load_config(configs[CLS], {
+        'train_dataloader.num_workers': 0}), ['train'])
+
+
+@pytest.mark.parametrize('state, message', [
+    (dict(meta=None), 'meta'), (dict(meta={}), 'meta.epoch, meta.iter'),
+    (dict(optimizer='x'), 'optimizer'), (dict(optimizer={}), 'optimizer.param_groups'),
+    (dict(optimizer=dict(param_groups='x')), 'optimizer.param_groups'),
+    (dict(optimizer=dict(param_groups=[], state=3)), 'optimizer.state'),
+    (dict(state_dict=None), 'state_dict'), (dict(param_schedulers=3), 'param_sched')])
+def test_checkpoints_without_a_training_state(tmp_path, state, message):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({**dict(meta=dict(epoch=1, iter=1), state_dict={}, message_hub={},
+                       optimizer=dict(param_groups=[])), **state}, path)
+    with pytest.raises(InputError, match=message) as error:
+        check_checkpoint(str(path), resume=True)
+    assert str(path) in str(error.value)

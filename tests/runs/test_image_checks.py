@@ -84,6 +84,14 @@ def test_no_images_at_all(data, name):
         check(name, root)
 
 
+def test_all_training_images_are_broken(data):
+    root = data('coco')
+    for path in root.glob(IMAGES['coco'].format('train')):
+        path.write_bytes(b'broken')
+    with pytest.raises(InputError, match='all 5 training images cannot be read'):
+        check('coco', root)
+
+
 def save(values, path, **options):
     Image.fromarray(np.array(values, np.uint8)).save(path, **options)
 

@@ -15,20 +15,21 @@ pytestmark = pytest.mark.trials
 KILLS = 20  # of each task, half of them inside of a write
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES, scope='module')
 def task(request):
     return request.param
 
 
-@pytest.fixture
-def whole(task, tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def whole(task, tmp_path_factory):
     """Checkpoint of a run that nothing has interrupted, and its duration in seconds."""
-    monkeypatch.chdir(tmp_path)
-    run(task, 'first')  # generates data
-    start = time.monotonic()
-    code, output = run(task, 'whole')
-    assert code == 0, output
-    return Path('whole', LAST[task]), time.monotonic() - start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp(task))
+        run(task, 'first')  # generates data
+        start = time.monotonic()
+        code, output = run(task, 'whole')
+        assert code == 0, output
+        yield Path('whole', LAST[task]), time.monotonic() - start
 
 
 def test_sigkill(task, whole, seed, count):
@@ -72,16 +73,17 @@ def limit_after_first(size):
 @pytest.mark.parametrize('size', [0, 4096, 1 << 20])
 def test_no_space(task, whole, size, count):
     path, _ = whole
-    code, output = run(task, 'rest', lambda: limit_after_first(size))
+    folder = f'space{size}'
+    code, output = run(task, folder, lambda: limit_after_first(size))
     line = output.strip().splitlines()[-1]
     clear = code == 1 and line.startswith('error: ') and 'cannot be written' in line \
         and 'is complete' in line and 'Traceback' not in output
-    kept = checkpoints('rest')
+    kept = checkpoints(folder)
     count(f'{task}: no space for more than {size} bytes of the second checkpoint', 1,
           int(clear), int(not kept), '')
     assert clear, output
     assert kept == [dict(seg='iter_1.pth').get(task, 'epoch_1.pth')]
-    assert run(task, 'rest')[0] == 0 and equal(Path('rest', LAST[task]), path)
+    assert run(task, folder)[0] == 0 and equal(Path(folder, LAST[task]), path)
 
 
 def test_moved(task, whole, count):
