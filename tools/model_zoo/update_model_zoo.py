@@ -5,7 +5,7 @@ minutes), and adds what the authors report (mm_efficient/models/*/weights.py) an
 latencies that benchmark.py has written to docs/benchmark/ (see docs/reproducing.md).
 
     update_model_zoo.py --keep          # after adding configs, results or a family
-    pytest tests/models -s -k matches_the_published | tee parity.log
+    pytest tests/models -n0 -s -k matches_the_published -m 'slow or not slow' | tee parity.log
     update_model_zoo.py --parity parity.log
 """
 import argparse
