@@ -52,8 +52,10 @@ REFERENCE = Path(__file__).parent / 'reference'
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One process for tests that share a GPU."""
-    return 0 if selects('cuda', ['-m', config.option.markexpr]) else None
+    """One process for tests that share a GPU, and for trials, which count."""
+    alone = any(selects(mark, ['-m', config.option.markexpr])
+                for mark in ('cuda', 'trials'))
+    return 0 if alone else None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -74,7 +74,7 @@ class CocoReader:
             yield 'images', 'is an empty list'
         wanted = {each.get('id'): not self.classes or each.get('name') in self.classes
                   for each in content['categories']}
-        seen: set[Any] = set()
+        seen: dict[Any, bool] = {}  # ids, and whether they are of a listed image
         used = 0
         annotations = content.get('annotations') or []
         for i, each in enumerate(annotations):
@@ -87,19 +87,20 @@ class CocoReader:
                                   'there is nothing to learn')
 
     def _fault(self, each: Entry, images: Mapping[Any, Entry],
-               wanted: Mapping[Any, bool], seen: set[Any]) -> str | None:
+               wanted: Mapping[Any, bool], seen: dict[Any, bool]) -> str | None:
         """What is wrong with an annotation; '' if it is not used, None if nothing."""
         missing = [key for key in ('id', 'image_id', 'category_id')
                    if not _is_key(each, key)]
         if missing:
             return _wrong(each, missing[0], 'a number')
         image = images.get(each['image_id'])
+        read_before = seen.get(each['id'])  # pycocotools has the last one of an id
+        seen[each['id']] = read_before or image is not None
+        if read_before is not None and seen[each['id']]:
+            return 'has the id of another annotation'
         if image is None or self._image_fault(image):
             self.unused['images'] += image is None
             return ''
-        if each['id'] in seen:
-            return 'has the id of another annotation'
-        seen.add(each['id'])
         self.unused['categories'] += each['category_id'] not in wanted
         used = wanted.get(each['category_id'], False)
         fault = self._training_fault(each, image, used)

@@ -1,6 +1,6 @@
 """Trials of the reliability of runs: slow, random, and counted.
 
-``pytest -m trials -n0 tests/trials`` prints the table of docs/reliability.md.
+``pytest -m trials tests/trials`` prints the table of docs/reliability.md.
 """
 import os
 
