@@ -24,6 +24,7 @@ from ..errors import ExecutionError, InputError, explain
 from ..files import check_output, whole_file
 from ..version import __version__
 from .coreml import export_coreml
+from .functions import add_functions, split_functions
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
 from .operators import onnx_translations
@@ -202,14 +203,18 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             follow_input_device(traced)
             traced.save(str(path))
             return
-        # With named dimensions, as ONNX has them, PyTorch traces detectors twice
-        auto = torch.export.Dim.AUTO
-        dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
-        program = torch.export.export(module, (x, ), dynamic_shapes=dynamic)
-        if format == 'torch-export':
-            torch.export.save(program, path)
-        else:
-            _write_onnx(program, path, x, static, module.output_names, metadata)
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            if format == 'torch-export':
+                torch.export.save(_trace(module, x, static), path)
+            else:
+                _write_onnx(module, path, x, static, metadata)
+
+
+def _trace(module: nn.Module, x: Tensor, static: bool) -> torch.export.ExportedProgram:
+    # With named dimensions, as ONNX has them, PyTorch traces detectors twice
+    auto = torch.export.Dim.AUTO
+    dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
+    return torch.export.export(module, (x, ), dynamic_shapes=dynamic)
 
 
 def follow_input_device(traced: Any) -> None:
@@ -232,13 +237,18 @@ def follow_input_device(traced: Any) -> None:
     torch._C._jit_pass_dce(graph)
 
 
-def _write_onnx(exported: torch.export.ExportedProgram, path: Path, x: Tensor,
-                static: bool, output_names: Sequence[str], metadata: dict) -> None:
+def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
+                ) -> None:
+    functions = [] if static else split_functions(module)
     dynamic = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
     program: Any = torch.onnx.export(
-        exported, (x, ), dynamo=True, verbose=False, dynamic_shapes=dynamic,
-        input_names=[INPUT_NAME], output_names=list(output_names),
+        _trace(module, x, static), (x, ), dynamo=True, verbose=False,
+        dynamic_shapes=dynamic, input_names=[INPUT_NAME],
+        output_names=list(module.output_names),
         custom_translation_table=onnx_translations())
+    add_functions(program.model, [
+        (function.name, torch.onnx.export(function.trace(), dynamo=True, verbose=False
+                                          ).model) for function in functions])
     program.model.producer_name = 'mm_efficient'
     program.model.producer_version = __version__
     for key, value in metadata.items():
