@@ -6,7 +6,7 @@ takes the weights as inputs, and the graph calls it. Runtimes inline functions a
 load a file.
 """
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,9 +78,9 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def split_functions(model: nn.Module) -> list[Function]:
-    """Replace the repeated modules of our backbones by calls.
+    """Replace modules of our backbones by calls.
 
-    These are blocks, and modules with an attribute ``onnx_function``.
+    These are blocks like others, and modules with a true attribute ``onnx_function``.
 
     Args:
         model (nn.Module): Model to export, in eval mode; changed in place.
@@ -98,9 +98,9 @@ def split_functions(model: nn.Module) -> list[Function]:
         groups.setdefault(_kind(backbone.get_submodule(name)), []).append(name)
     functions = []
     for names in groups.values():
-        if len(names) == 1:
-            continue
         module = backbone.get_submodule(names[0])
+        if len(names) == 1 and not _is_function(module):
+            continue
         name = f'{type(module).__name__}_{len(functions)}'
         functions.append(Function(name, module, sum((shapes[n] for n in names), [])))
         for each in names:
@@ -110,13 +110,15 @@ def split_functions(model: nn.Module) -> list[Function]:
     return functions
 
 
-def _candidates(backbone: PyramidBackbone) -> Iterator[str]:
-    """Names of modules that may be repeated, inner ones first."""
-    for name, module in backbone.named_modules():
-        if getattr(module, 'onnx_function', False):
-            yield name
-    for i, stage in enumerate(backbone.stages):
-        yield from (f'stages.{i}.blocks.{j}' for j in range(len(stage.blocks)))
+def _candidates(backbone: PyramidBackbone) -> list[str]:
+    """Names of modules that may become functions, inner ones first."""
+    blocks = {block for stage in backbone.stages for block in stage.blocks}
+    return [name for name, module in backbone.named_modules()
+            if module in blocks or _is_function(module)][::-1]
+
+
+def _is_function(module: nn.Module) -> bool:
+    return getattr(module, 'onnx_function', False)
 
 
 def _input_shapes(backbone: PyramidBackbone) -> dict[str, list[torch.Size]]:

@@ -413,6 +413,8 @@ class SOFTBlock(nn.Module):
         drop (nn.Module): Dropout or drop path for both branches.
     """
 
+    onnx_function = True  # slow to trace unless sizes are inputs
+
     def __init__(self, embed_dims: int, attn: nn.Module, drop: nn.Module):
         super().__init__()
         self.attn = attn
