@@ -24,7 +24,7 @@ from ..errors import ExecutionError, InputError, explain
 from ..files import check_output, whole_file
 from ..version import __version__
 from .coreml import export_coreml
-from .functions import add_functions, split_functions
+from .functions import Library, define_functions, split_functions
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
 from .operators import onnx_translations
@@ -37,6 +37,8 @@ INPUT_NAME = 'input'
 # For tracing models with dynamic shapes: tracers take equal sizes for the same one, and
 # a size of 1 (of the batch or of a feature map) for a constant
 TRACED_BATCH_SIZE, TRACED_SHAPE = 2, (256, 320)
+# With named dimensions, as ONNX has them, PyTorch traces detectors twice
+IMAGE_SIZES = {dim: torch.export.Dim.AUTO for dim in (0, 2, 3)}
 MIN_TORCH = (2, 6)
 
 
@@ -204,17 +206,12 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             traced.save(str(path))
             return
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
-            if format == 'torch-export':
-                torch.export.save(_trace(module, x, static), path)
-            else:
+            if format == 'onnx':
                 _write_onnx(module, path, x, static, metadata)
-
-
-def _trace(module: nn.Module, x: Tensor, static: bool) -> torch.export.ExportedProgram:
-    # With named dimensions, as ONNX has them, PyTorch traces detectors twice
-    auto = torch.export.Dim.AUTO
-    dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
-    return torch.export.export(module, (x, ), dynamic_shapes=dynamic)
+                return
+            program = torch.export.export(
+                module, (x, ), dynamic_shapes=None if static else (IMAGE_SIZES, ))
+            torch.export.save(program, path)
 
 
 def follow_input_device(traced: Any) -> None:
@@ -240,15 +237,20 @@ def follow_input_device(traced: Any) -> None:
 def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
                 ) -> None:
     functions = [] if static else split_functions(module)
-    dynamic = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
+    arguments = x, [function.arguments() for function in functions]
+    exported = torch.export.export(
+        Library(module, functions), arguments, dynamic_shapes=None if static else (
+            IMAGE_SIZES, [function.dynamic_sizes() for function in functions]))
     program: Any = torch.onnx.export(
-        _trace(module, x, static), (x, ), dynamo=True, verbose=False,
-        dynamic_shapes=dynamic, input_names=[INPUT_NAME],
-        output_names=list(module.output_names),
+        exported, dynamo=True, verbose=False, input_names=[INPUT_NAME],
+        output_names=[*module.output_names, *(each.name for each in functions)],
         custom_translation_table=onnx_translations())
-    add_functions(program.model, [
-        (function.name, torch.onnx.export(function.trace(), dynamo=True, verbose=False
-                                          ).model) for function in functions])
+    if functions:
+        define_functions(program.model, functions)
+    if not static:
+        shape = program.model.graph.inputs[0].shape
+        for i, name in {0: 'batch', 2: 'height', 3: 'width'}.items():
+            shape[i] = name
     program.model.producer_name = 'mm_efficient'
     program.model.producer_version = __version__
     for key, value in metadata.items():

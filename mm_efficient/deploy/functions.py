@@ -6,7 +6,7 @@ takes the weights as inputs, and the graph calls it. Runtimes inline functions a
 load a file.
 """
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..models.base import PyramidBackbone
 DOMAIN = 'mm_efficient'
 # Images of which modules are traced: sizes that differ between the two are dynamic, and
 # those within one differ from each other, as tracers take equal ones for the same
-SHAPES = (2, 256, 320), (3, 352, 416)
+SHAPES = (2, 256, 320), (3, 96, 160)
 RATES = {'p', 'drop_prob'}  # of dropout, which does nothing in eval mode
 
 
@@ -42,15 +42,40 @@ class Function(nn.Module):
         state = dict(zip(_weights(module), weights, strict=True))
         return torch.func.functional_call(module, state, (x, ))
 
-    def trace(self) -> torch.export.ExportedProgram:
-        """Trace the module with dynamic sizes."""
+    def arguments(self) -> tuple[Tensor, list[Tensor]]:
+        """Arguments to trace :meth:`forward` with; their values do not matter."""
+        module, = self._module
         shape = max(self.shapes, key=lambda shape: len(set(shape)))
-        dynamic = {i: torch.export.Dim.AUTO for i, sizes in enumerate(zip(*self.shapes))
-                   if len(set(sizes)) > 1}
-        weights = list(_weights(self._module[0]).values())
-        return torch.export.export(
-            self, (torch.zeros(shape), weights),
-            dynamic_shapes=(dynamic, [None] * len(weights)))
+        # Not the weights themselves, which are weights of the model, too
+        return torch.zeros(shape), [*map(torch.zeros_like, _weights(module).values())]
+
+    def dynamic_sizes(self) -> tuple[dict[int, Any], list[None]]:
+        """Dynamic dimensions of the arguments, for ``torch.export``."""
+        module, = self._module
+        return ({i: torch.export.Dim.AUTO for i, sizes in enumerate(zip(*self.shapes))
+                 if len(set(sizes)) > 1}, [None] * len(_weights(module)))
+
+
+class Library(nn.Module):
+    """A model, and beside it the functions that it calls.
+
+    PyTorch's exporter takes a second or two to start, so it runs once for all.
+
+    Args:
+        model (nn.Module): Takes images and returns a tuple of tensors.
+        functions (Sequence[Function]): Functions.
+    """
+
+    def __init__(self, model: nn.Module, functions: Sequence[Function]):
+        super().__init__()
+        self.model = model
+        self.functions = nn.ModuleList(functions)
+
+    def forward(self, image: Tensor, arguments: list[tuple[Tensor, list[Tensor]]]
+                ) -> tuple[Tensor, ...]:
+        """The outputs of the model, then those of the functions."""
+        return (*self.model(image), *(function(*each) for function, each in zip(
+            self.functions, arguments, strict=True)))
 
 
 class Call(nn.Module):
@@ -150,26 +175,48 @@ def _kind(module: nn.Module) -> str:
                          for name, weight in _weights(module).items()]))
 
 
-def add_functions(model: Any, functions: list[tuple[str, Any]]) -> None:
-    """Add the definitions of functions to an ONNX file.
+def define_functions(model: Any, functions: Sequence[Function]) -> None:
+    """Turn what was exported beside a model into the functions that it calls.
 
     Args:
-        model (onnxscript.ir.Model): Changed in place.
-        functions (list[tuple[str, onnxscript.ir.Model]]): Their names, and models with
-            one output, that become their bodies.
+        model (onnxscript.ir.Model): ONNX of a :class:`Library`, changed in place.
+        functions (Sequence[Function]): Its functions.
     """
+    from onnxscript import ir, optimizer
+    graph = model.graph
+    sizes = [1 + len(function.arguments()[1]) for function in functions]
+    inputs, outputs = graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]
+    del graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]
+    for function, size, output in zip(functions, sizes, outputs, strict=True):
+        body = _body(graph, inputs[:size], output)
+        definition = ir.Function(DOMAIN, function.name, graph=body, attributes=())
+        model.functions[definition.identifier()] = definition
+        del inputs[:size]
+    model.opset_imports[DOMAIN] = 1
+    optimizer.remove_unused_nodes(model)
+
+
+def _body(graph: Any, inputs: Sequence[Any], output: Any) -> Any:
+    """Copy of the part of a graph that leads from inputs to an output."""
     from onnxscript import ir
-    for name, body in functions:
-        graph = body.graph
-        for value in [*graph.initializers.values()]:  # functions have constants instead
-            constant = ir.Node('', 'Constant', [], [
-                ir.AttrTensor('value', value.const_value)])
-            constant.outputs[0].name = value.name
-            ir.convenience.replace_all_uses_with(value, constant.outputs[0])
-            graph.insert_before(graph[0], constant)
-        graph.initializers.clear()
-        for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
-            value.shape = value.type = None  # of one of many calls
-        function = ir.Function(DOMAIN, name, graph=graph, attributes=())
-        model.functions[function.identifier()] = function
-        model.opset_imports[DOMAIN] = 1
+    needed, nodes = {output}, []
+    for node in reversed(graph):
+        if not needed.isdisjoint(node.outputs):
+            nodes.append(node)
+            needed.update(value for value in node.inputs if value is not None)
+    # Without shapes, which are those of one of many calls
+    values = {value: ir.Value(name=value.name) for value in inputs}
+    copies = []
+    for value in needed & {*graph.initializers.values()}:  # functions have constants
+        copies.append(ir.Node('', 'Constant', [], [
+            ir.AttrTensor('value', value.const_value)]))
+        values[value], = copies[-1].outputs
+    for node in nodes[::-1]:
+        copies.append(ir.Node(
+            node.domain, node.op_type, [value and values[value] for value in node.inputs],
+            node.attributes.values(), num_outputs=len(node.outputs)))
+        values.update(zip(node.outputs, copies[-1].outputs))
+    for i, value in enumerate(value for node in copies for value in node.outputs):
+        value.name = f'value_{i}'
+    return ir.Graph([values[value] for value in inputs], [values[output]], nodes=copies,
+                    opset_imports={**graph.opset_imports, DOMAIN: 1})

@@ -31,7 +31,7 @@ def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path):
     (inverse, block) = file.functions
     assert [inverse.name, block.name] == ['LandmarkInverse_0', 'SOFTBlock_1']
     assert [node.op_type for node in block.node].count('LandmarkInverse_0') == 1
-    assert len(file.graph.node) < 40 and sum(result.operators.values()) < 400
+    assert len(file.graph.node) < 40
     run = load_exported(tmp_path / 'a.onnx', 'onnx')
     for shape in ((3, 3, 288, 256), (1, 3, 33, 40)):
         x = torch.randn(shape)
