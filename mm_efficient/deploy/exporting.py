@@ -205,6 +205,7 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             follow_input_device(traced)
             traced.save(str(path))
             return
+        # With dynamic sizes, entries of this cache cost more than they save
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             if format == 'onnx':
                 _write_onnx(module, path, x, static, metadata)
@@ -238,19 +239,18 @@ def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
                 ) -> None:
     functions = [] if static else split_functions(module)
     arguments = x, [function.arguments() for function in functions]
+    sizes = [function.dynamic_sizes() for function in functions]
     exported = torch.export.export(
-        Library(module, functions), arguments, dynamic_shapes=None if static else (
-            IMAGE_SIZES, [function.dynamic_sizes() for function in functions]))
+        Library(module, functions), arguments,
+        dynamic_shapes=None if static else (IMAGE_SIZES, sizes))
     program: Any = torch.onnx.export(
         exported, dynamo=True, verbose=False, input_names=[INPUT_NAME],
         output_names=[*module.output_names, *(each.name for each in functions)],
+        dynamic_shapes=None if static else (
+            {0: 'batch', 2: 'height', 3: 'width'}, sizes),
         custom_translation_table=onnx_translations())
     if functions:
         define_functions(program.model, functions)
-    if not static:
-        shape = program.model.graph.inputs[0].shape
-        for i, name in {0: 'batch', 2: 'height', 3: 'width'}.items():
-            shape[i] = name
     program.model.producer_name = 'mm_efficient'
     program.model.producer_version = __version__
     for key, value in metadata.items():

@@ -114,14 +114,15 @@ def split_functions(model: nn.Module) -> list[Function]:
         list[Function]: What is called; inner functions first. Empty before torch 2.8,
         which cannot trace calls.
     """
-    backbone = next((m for m in model.modules() if isinstance(m, PyramidBackbone)), None)
-    if backbone is None or not hasattr(torch.onnx, 'ops'):
+    backbones = [m for m in model.modules() if isinstance(m, PyramidBackbone)]
+    if not backbones or not hasattr(getattr(torch.onnx, 'ops', None), 'symbolic'):
         return []
+    backbone = backbones[0]
     shapes = _input_shapes(backbone)
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(_kind(backbone.get_submodule(name)), []).append(name)
-    functions = []
+    functions: list[Function] = []
     for names in groups.values():
         module = backbone.get_submodule(names[0])
         if len(names) == 1 and not _is_function(module):
@@ -213,7 +214,8 @@ def _body(graph: Any, inputs: Sequence[Any], output: Any) -> Any:
         values[value], = copies[-1].outputs
     for node in nodes[::-1]:
         copies.append(ir.Node(
-            node.domain, node.op_type, [value and values[value] for value in node.inputs],
+            node.domain, node.op_type,
+            [value and values[value] for value in node.inputs],
             node.attributes.values(), num_outputs=len(node.outputs)))
         values.update(zip(node.outputs, copies[-1].outputs))
     for i, value in enumerate(value for node in copies for value in node.outputs):

@@ -1,17 +1,11 @@
 """Repeated modules are functions of ONNX files."""
 import pytest
 import torch
-from mmpretrain.registry import MODELS
 from small_models import small_images
 
 from mm_efficient.deploy.exporting import export, load_exported
 from mm_efficient.deploy.functions import Call, split_functions
-from mm_efficient.models import SOFT, LowFormer, SwiftFormer
-
-
-def calls(model):
-    return {name: module.name for name, module in model.named_modules()
-            if isinstance(module, Call)}
+from mm_efficient.models import SOFT
 
 
 def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path):
@@ -39,3 +33,23 @@ def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path):
             torch.testing.assert_close(run(x)[0], model(x)[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('arch', ['tiny', 'huge'])
+def test_functions_are_as_many_in_deep_models(arch):
+    model = SOFT({**SOFT.ARCHS[arch], 'embed_dims': [32] * 4}, normalized=True).eval()
+    num_blocks = sum(len(stage.blocks) for stage in model.stages)
+    functions = split_functions(model)
+    assert sorted(function.name.split('_')[0] for function in functions) == [
+        'LandmarkInverse', 'SOFTBlock', 'SOFTBlock', 'SOFTBlock', 'TransformerBlock']
+    calls = [module for module in model.modules() if isinstance(module, Call)]
+    num_soft = num_blocks - len(model.stages[3].blocks)
+    assert len(calls) == num_blocks + num_soft  # each with its inverse
+
+
+def test_blocks_that_differ_in_more_than_weights_have_their_own_function():
+    arch = {**SOFT.ARCHS['tiny'], 'depths': [1, 1, 1, 4]}
+    model = SOFT(arch, drop_path_rate=0.3).eval()  # rates differ, too
+    model.stages[3].blocks[2].norm1.eps = 1e-5
+    split_functions(model)
+    names = [block.name for block in model.stages[3].blocks if isinstance(block, Call)]
+    assert len(names) == 3 and len(set(names)) == 1
+    assert not isinstance(model.stages[3].blocks[2], Call)  # the only one of its kind

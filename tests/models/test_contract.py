@@ -376,7 +376,8 @@ def test_exports_with_dynamic_size(cls, cfg, tmp_path):
     # This cache doubles the time with dynamic sizes
     with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         exported = torch.export.export(
-            model, (image(2, 96, 160), ), dynamic_shapes=({0: auto, 2: auto, 3: auto}, ))
+            model, (image(2, 96, 160), ),
+            dynamic_shapes=({0: auto, 2: auto, 3: auto}, ))
         runs = [exported.module()]
         if (cls, cfg) in ONNX:
             runs.append(run_onnx(exported, tmp_path / 'model.onnx'))
