@@ -95,4 +95,4 @@ def bilinear_corners(y: Tensor, x: Tensor, height: int,
         shares.append(torch.stack([1 - share, share], -1))
     index = pixels[0][..., :, None] * width + pixels[1][..., None, :]
     weights = shares[0][..., :, None] * shares[1][..., None, :]
-    return index, weights * inside[..., None, None]
+    return index, torch.where(inside[..., None, None], weights, 0)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .common import at_least_float32, warn_if_not_deterministic
 
+OUTSIDE = -1e4  # pixels, also of float16
 # Vertical and horizontal stride, padding and dilation; groups, deformable groups
 Geometry = tuple[int, int, int, int, int, int, int, int]
 
@@ -20,6 +21,8 @@ def _inputs(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None =
         mask = input.new_zeros(len(input), 1)  # not read
     if bias is None:
         bias = input.new_zeros(len(weight))
+    # As in mmcv nothing is read at NaN: torchvision would read outside the memory
+    offset = offset.nan_to_num(nan=OUTSIDE, posinf=-OUTSIDE, neginf=OUTSIDE)
     return [at_least_float32(x) for x in (input, weight, offset, mask, bias)]
 
 
@@ -110,6 +113,34 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, gradOutput: T
     gradWeight.copy_(columns * scale)
 
 
+def _leading_part(maps: Tensor, size: torch.Size) -> Tensor:
+    """What mmcv's kernel reads of offsets or masks that are not of the output's size.
+
+    It does not check the size, and takes the numbers of a sample in the order of memory
+    as maps of the output's size. DyHead gives it larger maps for the next higher level,
+    and models are trained that way.
+
+    Args:
+        maps (Tensor): (B, C, at least H, at least W).
+        size (torch.Size): H and W of the output.
+
+    Returns:
+        Tensor: (B, C, H, W).
+    """
+    if maps.shape[2:] == size:
+        return maps
+    channels = maps.size(1)
+    return maps.flatten(1)[:, :channels * size.numel()].unflatten(1, (channels, *size))
+
+
+def _fill_leading_part(maps: Tensor, part: Tensor) -> None:
+    """Gradient of :func:`_leading_part`."""
+    if maps.shape != part.shape:
+        rest = maps[0].numel() - part[0].numel()
+        part = torch.nn.functional.pad(part.flatten(1), (0, rest)).view(maps.shape)
+    maps.copy_(part)
+
+
 def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor,
                                   ones: Tensor, offset: Tensor, mask: Tensor,
                                   output: Tensor, columns: Tensor, kernel_h: int,
@@ -122,14 +153,17 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor,
     Args:
         bias (Tensor): (C_out, ), or empty.
         mask (Tensor): Factor of each sample,
-            (B, deformable_group * kernel_h * kernel_w, H_out, W_out).
+            (B, deformable_group * kernel_h * kernel_w, H_out, W_out). Mask and offset
+            may be larger, see :func:`_leading_part`.
         with_bias (bool): Whether there is a bias.
 
     The other arguments are those of :func:`deform_conv_forward`, by other names.
     """
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group,
                 deformable_group)
-    inputs = _inputs(input, weight, offset, mask, bias if with_bias else None)
+    size = output.shape[2:]
+    inputs = _inputs(input, weight, _leading_part(offset, size),
+                     _leading_part(mask, size), bias if with_bias else None)
     output.copy_(torch.ops.torchvision.deform_conv2d(*inputs, *geometry, True))
 
 
@@ -154,8 +188,13 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor,
     """
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group,
                 deformable_group)
-    inputs = _inputs(input, weight, offset, mask, bias if with_bias else None)
+    size = grad_output.shape[2:]
+    inputs = _inputs(input, weight, _leading_part(offset, size),
+                     _leading_part(mask, size), bias if with_bias else None)
     grads = _backward(grad_output, inputs, geometry, True)
-    targets = [grad_input, grad_weight, grad_offset, grad_mask]
-    for target, grad in zip(targets + [grad_bias] * with_bias, grads):
-        target.copy_(grad)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    _fill_leading_part(grad_offset, grads[2])
+    _fill_leading_part(grad_mask, grads[3])
+    if with_bias:
+        grad_bias.copy_(grads[4])

@@ -50,7 +50,8 @@ def _pool(input: Tensor, offset: Tensor | None = None, *, rois: Tensor,
     step_y, count_y = _steps(pitch[:, 1], sampling_ratio)
     x = begin[:, 0, ..., None, None] + step_x[:, None, None, None, :]
     y = begin[:, 1, ..., None, None] + step_y[:, None, None, :, None]
-    pixel, share = bilinear_corners(*torch.broadcast_tensors(y, x), height, width)
+    y, x = torch.broadcast_tensors(y, x)
+    pixel, share = bilinear_corners(y, x, height, width)
     count = count_y[:, :, None] * count_x[:, None]  # (N, samples in y, in x)
     count = count / count.sum((1, 2), keepdim=True).clamp(min=1)
     # (N, rows, columns, samples in y, in x, 2, 2)

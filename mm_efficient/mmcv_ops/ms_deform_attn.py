@@ -58,9 +58,10 @@ def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor,
     Returns:
         Tensor: (B, Q, heads * C), of the type of ``value``.
     """
-    inputs = map(at_least_float32, (value, sampling_locations, attention_weights))
     output = _attend(
-        *inputs, shapes=value_spatial_shapes, starts=value_level_start_index)
+        at_least_float32(value), at_least_float32(sampling_locations),
+        at_least_float32(attention_weights), value_spatial_shapes,
+        value_level_start_index)
     return output.to(value.dtype)
 
 

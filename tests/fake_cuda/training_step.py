@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.cuda.amp.common
-from mmcv import ops
-from recorded import CALLS, operator_tensors
+from recorded import CALLS, operator_tensors, ops
 from test_contract import SHALLOW
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -37,6 +37,9 @@ CALLS = dict(
     modulated_groups=lambda ops, input, offset, mask, weight, bias: (
         ops.modulated_deform_conv2d(
             input, offset, mask, weight, bias, (1, 2), (2, 1), (2, 1), 2, 2)),
+    # as DyHead calls it, with offsets and masks of another level
+    modulated_larger_maps=lambda ops, input, offset, mask, weight: (
+        ops.modulated_deform_conv2d(input, offset, mask, weight, None, 1, 1)),
     ms_deform_attn=ms_deform_attn,
     carafe=lambda ops, features, masks: ops.carafe(features, masks, 3, 1, 2),
     carafe_groups=lambda ops, features, masks: ops.carafe(features, masks, 5, 2, 3),
@@ -44,11 +47,11 @@ CALLS = dict(
     psamask_distribute=lambda ops, input: ops.psa_mask.psa_mask(input, 1, (5, 3)),
     psamask_wide=lambda ops, input: ops.psa_mask.psa_mask(input, 0, (4, 11)),
     deform_roi_pool=lambda ops, input, rois, offset: ops.deform_roi_pool(
-        input, rois, offset, (3, 2), 0.25, 0, 0.1),
+        input, rois, offset, (3, 2), 0.25, 0, 0.125),
     deform_roi_pool_fixed=lambda ops, input, rois, offset: ops.deform_roi_pool(
-        input, rois, offset, (2, 2), 0.5, 2, 0.2),
+        input, rois, offset, (2, 2), 0.5, 2, 0.25),
     deform_roi_pool_outside=lambda ops, input, rois: ops.deform_roi_pool(
-        input, rois, None, (2, 3), 0.25, 0, 0.1),
+        input, rois, None, (2, 3), 0.25, 0),
     roi_align_max=lambda ops, input, rois: ops.roi_align(
         input, rois, (3, 2), 0.25, 0, 'max', True),
     roi_align_max_fixed=lambda ops, input, rois: ops.roi_align(

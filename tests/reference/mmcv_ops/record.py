@@ -18,8 +18,8 @@ from torch.utils.cpp_extension import load
 
 HERE = Path(__file__).parent
 CSRC = Path(mmcv.__file__).parent / 'ops' / 'csrc'
-WITH_CPU_FORM = ['deform_conv', 'modulated_deform_conv', 'nms', 'psamask', 'roi_align',
-                 'box_iou_rotated', 'nms_rotated']
+WITH_CPU_FORM = ['box_iou_rotated', 'nms_rotated', 'deform_conv',
+                 'modulated_deform_conv', 'nms', 'roi_align', 'psamask']
 
 # In place of csrc/common/pytorch_cuda_helper.hpp: one thread of one block
 CUDA_HELPER = """#pragma once
@@ -47,12 +47,12 @@ def build(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'pytorch_cuda_helper.hpp').write_text(CUDA_HELPER)
     (folder / 'cuda.h').write_text('')
-    sources = [HERE / 'record.cpp']
-    for name in WITH_CPU_FORM:
-        sources += [CSRC / 'pytorch' / f'{name}.cpp', folder / f'{name}_cpu.cpp']
-        sources[-1].write_text(f'#include "{CSRC}/pytorch/cpu/{name}.cpp"\n')
+    (folder / 'cpu.cpp').write_text(''.join(
+        f'#include "{CSRC}/pytorch/{name}.cpp"\n#include "{CSRC}/pytorch/cpu/{name}.cpp"\n'
+        for name in WITH_CPU_FORM))
     extension = load(
-        'mmcv_operators', [*map(str, sources)], build_directory=str(folder),
+        'mmcv_operators', [str(HERE / 'record.cpp'), str(folder / 'cpu.cpp')],
+        build_directory=str(folder),
         extra_include_paths=[str(folder), str(CSRC / 'common'),
                              str(CSRC / 'common' / 'cuda')],
         extra_cflags=['-O1'], verbose=True)
@@ -101,6 +101,9 @@ def inputs():
             input=random(2, 4, 5, 7), offset=random(2, 24, 7, 4, scale=2),
             mask=torch.rand(2, 12, 7, 4).double(), weight=random(4, 2, 2, 3),
             bias=random(4)),
+        modulated_larger_maps=dict(
+            input=random(2, 3, 3, 4), offset=random(2, 18, 5, 7),
+            mask=torch.rand(2, 9, 5, 7).double(), weight=random(4, 3, 3, 3)),
         ms_deform_attn=dict(
             value=random(2, 26, 2, 4), shapes=shapes, starts=torch.tensor([0, 20]),
             locations=1.6 * torch.rand(2, 5, 2, 2, 3, 2).double() - 0.3,
