@@ -105,8 +105,14 @@ def detection_batch(num=2, size=96):
                         for _ in range(num)], data_samples=samples)
 
 
-@pytest.mark.parametrize('name', ['retinanet/retinanet_r18_fpn_1x_coco',
-                                  'mask_rcnn/mask-rcnn_r50_fpn_1x_coco'])
+@pytest.mark.parametrize('name', [
+    'retinanet/retinanet_r18_fpn_1x_coco',
+    'mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
+    'vfnet/vfnet_r50_fpn_1x_coco',  # deform_conv2d
+    'dyhead/atss_r50_fpn_dyhead_1x_coco',  # modulated_deform_conv2d
+    'guided_anchoring/ga-retinanet_r50_fpn_1x_coco',  # masked_conv2d
+    'pisa/retinanet-r50_fpn_pisa_1x_coco',  # nms_match
+])
 def test_stock_detectors_train_and_predict(name, default_scope):
     mmdet = pytest.importorskip('mmdet')
     from mmdet.registry import MODELS
@@ -116,7 +122,8 @@ def test_stock_detectors_train_and_predict(name, default_scope):
     configs = osp.join(osp.dirname(mmdet.__file__), '.mim', 'configs')
     cfg = Config.fromfile(osp.join(configs, f'{name}.py')).model
     cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.in_channels = [64, 128, 256, 512]
+    neck = cfg.neck[0] if isinstance(cfg.neck, list) else cfg.neck
+    neck.in_channels = [64, 128, 256, 512]
     torch.manual_seed(0)
     model = MODELS.build(cfg)
     batch = detection_batch()
@@ -130,7 +137,8 @@ def test_stock_detectors_train_and_predict(name, default_scope):
         model.bbox_head.test_cfg
     test_cfg.score_thr = 0.
     with torch.no_grad():
-        predicted = model.eval().test_step(batch)[0].pred_instances
+        one = {key: values[:1] for key, values in batch.items()}
+        predicted = model.eval().test_step(one)[0].pred_instances
     assert len(predicted) > 0
     if 'mask' in name:
         assert predicted.masks.shape == (len(predicted), 72, 48)

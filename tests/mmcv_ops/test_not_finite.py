@@ -7,7 +7,8 @@ from recorded import run
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 @pytest.mark.parametrize('name, key', [
-    ('deform_conv', 'offset'), ('modulated', 'offset'), ('ms_deform_attn', 'locations')])
+    ('deform_conv', 'offset'), ('modulated', 'offset'),
+    ('ms_deform_attn', 'locations')])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
 def test_positions_are_outside(name, key, value, dtype, operators):
     outside = {**operators[name], key: operators[name][key].clone()}

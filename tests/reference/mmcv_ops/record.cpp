@@ -63,11 +63,6 @@ void roi_align_backward(Tensor grad_output, Tensor rois, Tensor argmax_y,
                         Tensor argmax_x, Tensor grad_input, int aligned_height,
                         int aligned_width, float spatial_scale,
                         int sampling_ratio, int pool_mode, bool aligned);
-void box_iou_rotated(const Tensor boxes1, const Tensor boxes2, Tensor ious,
-                     const int mode_flag, const bool aligned);
-Tensor nms_rotated(const Tensor dets, const Tensor scores, const Tensor order,
-                   const Tensor dets_sorted, const Tensor labels,
-                   const float iou_threshold, const int multi_label);
 
 // ---------------------------------------------------- CUDA kernels in float64
 
@@ -246,10 +241,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         A("argmax_y"), A("argmax_x"), A("grad_input"), A("aligned_height"),
         A("aligned_width"), A("spatial_scale"), A("sampling_ratio"), A("pool_mode"),
         A("aligned"));
-  m.def("box_iou_rotated", &box_iou_rotated, A("boxes1"), A("boxes2"), A("ious"),
-        A("mode_flag"), A("aligned"));
-  m.def("nms_rotated", &nms_rotated, A("dets"), A("scores"), A("order"),
-        A("dets_sorted"), A("labels"), A("iou_threshold"), A("multi_label"));
   m.def("carafe_forward", &carafe_forward, A("features"), A("masks"), A("rfeatures"),
         A("routput"), A("rmasks"), A("output"), A("kernel_size"), A("group_size"),
         A("scale_factor"));

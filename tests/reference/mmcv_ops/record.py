@@ -18,8 +18,7 @@ from torch.utils.cpp_extension import load
 
 HERE = Path(__file__).parent
 CSRC = Path(mmcv.__file__).parent / 'ops' / 'csrc'
-WITH_CPU_FORM = ['box_iou_rotated', 'nms_rotated', 'deform_conv',
-                 'modulated_deform_conv', 'nms', 'roi_align', 'psamask']
+WITH_CPU_FORM = ['deform_conv', 'modulated_deform_conv', 'nms', 'roi_align', 'psamask']
 
 # In place of csrc/common/pytorch_cuda_helper.hpp: one thread of one block
 CUDA_HELPER = """#pragma once
@@ -48,8 +47,8 @@ def build(folder):
     (folder / 'pytorch_cuda_helper.hpp').write_text(CUDA_HELPER)
     (folder / 'cuda.h').write_text('')
     (folder / 'cpu.cpp').write_text(''.join(
-        f'#include "{CSRC}/pytorch/{name}.cpp"\n#include "{CSRC}/pytorch/cpu/{name}.cpp"\n'
-        for name in WITH_CPU_FORM))
+        f'#include "{CSRC}/pytorch/{part}{name}.cpp"\n'
+        for name in WITH_CPU_FORM for part in ('', 'cpu/')))
     extension = load(
         'mmcv_operators', [str(HERE / 'record.cpp'), str(folder / 'cpu.cpp')],
         build_directory=str(folder),
