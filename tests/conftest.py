@@ -47,11 +47,14 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests that need a GPU unless ``-m`` selects them."""
-    if not selects_cuda(['-m', config.option.markexpr]):
-        others = [item for item in items if not item.get_closest_marker('cuda')]
-        config.hook.pytest_deselected(items=[*{*items} - {*others}])
-        items[:] = others
+    """Leave out tests for a GPU or of the whole zoo unless ``-m`` selects them."""
+    chosen = config.option.markexpr
+    for marker, selected in (('cuda', selects_cuda(['-m', chosen])),
+                             ('zoo', 'zoo' in chosen.replace('not zoo', ''))):
+        if not selected:
+            others = [item for item in items if not item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=[*{*items} - {*others}])
+            items[:] = others
 
 
 @pytest.fixture(autouse=True, scope='session')

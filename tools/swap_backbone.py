@@ -32,7 +32,7 @@ def parse_args(argv=None):
         'config', help='config file, or its name in an installed package, such as '
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('--backbone', required=True, metavar='VARIANT',
-                        help='soft_small_norm, lowformer_b1, ...; see docs/model_zoo.md')
+                        help='soft_small_norm, lowformer_b1, ... (docs/model_zoo.md)')
     parser.add_argument('--out', metavar='FILE',
                         help='config to write (default: it is printed)')
     parser.add_argument('--keep-optimizer', action='store_true',

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
 from ..errors import InputError
 from ..files import config_files, join_root
@@ -126,13 +128,10 @@ def packaged_name(path: str) -> str | None:
     for package in EXTRAS:
         folder = _packaged_configs(package)
         if folder and Path(path).resolve().is_relative_to(folder.resolve()):
-            relative = Path(path).resolve().relative_to(folder.resolve()).as_posix()
-            name = f'{package}::{relative}'
-            try:
-                Config.fromstring(f'_base_ = {name!r}', '.py')
-            except (OSError, ValueError, ImportError):  # OneDL renames its packages
-                return None
-            return name
+            if not is_installed(MODULE2PACKAGE.get(package, package)):
+                return None  # OneDL's distributions have other names
+            relative = Path(path).resolve().relative_to(folder.resolve())
+            return f'{package}::{relative.as_posix()}'
     return None
 
 

@@ -26,8 +26,9 @@ def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
     model = draft.get(*host)
     if type_name(model) != 'ImageClassifier' or not isinstance(model.get('head'), dict):
         raise InputError(
-            f'model is a {type_name(model)}, not an ImageClassifier: what else MMPretrain '
-            'trains is tied to its backbone. Choose a config of a classifier.')
+            f'model is a {type_name(model)}, not an ImageClassifier: what else '
+            'MMPretrain trains is tied to its backbone. Choose a config of a '
+            'classifier.')
     head = model['head']
     kind = type_name(head)
     necks = [type_name(neck) for neck in as_list(model.get('neck'))]

@@ -56,7 +56,7 @@ class Draft:
                 of it.
         """
         node = self.cfg
-        for key, following in zip(path, path[1:]):
+        for key in path[:-1]:
             if isinstance(key, str) and node.get(key) is None:
                 node[key] = {}
             node = node[key]  # type: ignore[index]
@@ -69,7 +69,8 @@ class Draft:
 
     def note(self, path: Path, before: Any, after: Any, reason: str) -> None:
         """Record something that the user should know."""
-        self.changes.append(Change(path_name(path), _show(before), _show(after), reason))
+        self.changes.append(
+            Change(path_name(path), _show(before), _show(after), reason))
 
     def overrides(self) -> dict[str, Any]:
         """What a config with the stock one as its base has to say."""

@@ -87,7 +87,7 @@ def read_family_settings(variant: str, recipe: str) -> FamilySettings:
     folder = configs_folder()
     files = sorted(folder.glob(_RECIPES[recipe].format(variant)))
     if not files:
-        raise InputError(f'{folder} has no config of {variant}, whose settings are taken '
-                         'over. Install mm_efficient as docs/installation.md says.')
+        raise InputError(f'{folder} has no config of {variant} to take settings from. '
+                         'Install mm_efficient as docs/installation.md says.')
     return FamilySettings(variant, family, files[0].relative_to(folder).as_posix(),
                           Config.fromfile(files[0]))

@@ -57,8 +57,8 @@ def find_readers(draft: Draft, host: Path, levels: Sequence[Level]) -> list[Read
         readers = _head_readers(draft, host, levels)
     if not readers:
         raise InputError(
-            f'{path_name(host)} has no neck or head with in_channels, so that what reads '
-            'the backbone is unknown. Swap it by hand, see docs/swap.md.')
+            f'{path_name(host)} has no neck or head with in_channels: what reads the '
+            'backbone is unknown. Swap it by hand, see docs/swap.md.')
     return readers
 
 

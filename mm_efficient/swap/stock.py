@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import ExecutionError, InputError
 from ..runs.model_checks import build_on_meta, is_ours
 from ..runs.traversal import type_name
 from .draft import Path, look_up, path_name
@@ -15,7 +15,8 @@ from .draft import Path, look_up, path_name
 TRIAL_SIZE = 256  # side of the blank image in pixels
 # Settings that change how a backbone computes, but not the shape of what it returns.
 # Without them it may run where operators or weights are missing.
-_SHAPELESS = ('dcn', 'stage_with_dcn', 'plugins', 'init_cfg', 'pretrained', 'with_cp')
+_SHAPELESS = ('dcn', 'stage_with_dcn', 'plugins', 'norm_cfg', 'init_cfg', 'pretrained',
+              'with_cp')
 
 _TIED = {
     'DetectoRS_ResNet': 'its recursive pyramid feeds the neck back into a ResNet',
@@ -57,12 +58,12 @@ def find_backbone(cfg: dict) -> Path:
     parts = [*_typed(cfg['model'])]
     for kind, reason in _TIED.items():
         if kind in parts:
-            raise InputError(f'{kind} cannot do with another backbone: {reason}. Choose '
-                             'another algorithm.')
+            raise InputError(f'{kind} works with its own backbone only: {reason}. '
+                             'Choose another algorithm.')
     if found is None:
         raise InputError(
-            f'model, a {type_name(cfg["model"])}, has no backbone. Choose a config of a '
-            'detector, a segmentor or a classifier.')
+            f'model, a {type_name(cfg["model"])}, has no backbone. Choose a config of '
+            'a detector, a segmentor or a classifier.')
     backbone = look_up(cfg, (*found, 'backbone'))
     if is_ours(backbone.get('type')):
         raise InputError(
@@ -102,7 +103,7 @@ def find_levels(backbone: dict, scope: str) -> list[Level]:
         list[Level]: What it returns, in order.
 
     Raises:
-        InputError: If it does not run, and is not known.
+        ExecutionError: If it does not run, and is not known.
     """
     kind = type_name(backbone)
     if kind in _TABLE:
@@ -123,7 +124,7 @@ def find_levels(backbone: dict, scope: str) -> list[Level]:
                 return _levels(maps, height)
             except Exception as raised:  # whatever the backbone raises
                 error = error or raised
-    raise InputError(
+    raise ExecutionError(
         f'The stock backbone, {kind}, does not run on a blank image '
         f'({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}), so '
         'that its channels and strides are unknown. Check that the stock config runs.')

@@ -77,9 +77,9 @@ def _stages_in_segmentation(levels: Sequence[Level]) -> list[int]:
         return [_STRIDES.index(stride) for stride in strides]
     if len(levels) > len(STAGES):
         raise InputError(
-            f'The stock backbone returns {len(levels)} feature maps of strides '
-            f'{strides}; those of mm_efficient have one each at 4, 8, 16 and 32. Choose '
-            'another algorithm.')
+            f'The stock backbone returns {len(levels)} feature maps, of strides '
+            f'{strides}; those of mm_efficient return one each at 4, 8, 16 and 32. '
+            'Choose another algorithm.')
     return [*STAGES[-len(levels):]]
 
 

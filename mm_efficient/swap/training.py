@@ -44,7 +44,7 @@ def _preprocessors(draft: Draft, host: Path) -> list[Path]:
         path = (*host, 'data_preprocessor')
     if not draft.get(*path):
         path = ('data_preprocessor', )
-    while isinstance(draft.get(*path, 'data_preprocessor'), dict):  # of several branches
+    while isinstance(draft.get(*path, 'data_preprocessor'), dict):  # for branches
         path = (*path, 'data_preprocessor')
     inner: Path = (*host, 'data_preprocessor')
     return [path, inner] if draft.get(*inner) and inner != path else [path]
@@ -120,8 +120,8 @@ def _replace_layer_decay(draft: Draft, family: FamilySettings) -> None:
     draft.set(('optim_wrapper', 'constructor'), 'LayerDecayOptimWrapperConstructor',
               'the stock one knows the layers of other backbones only')
     draft.set(('optim_wrapper', 'paramwise_cfg'), dict(rules, layer_decay_rate=after),
-              f'{depth} layers instead of {layers}, with the same learning rate for the '
-              'first one', f'decay rate {rate}', f'decay rate {after}')
+              f'{depth} layers instead of {layers}; the first one learns as before',
+              f'decay rate {rate}', f'decay rate {after}')
 
 
 def set_family_rest(draft: Draft, family: FamilySettings) -> None:

@@ -27,15 +27,19 @@ def fit_wrapper(draft: Draft, host: Path, channels: Sequence[int],
     wrapper: Path = (*host, 'backbone')
     kind = type_name(draft.get(*wrapper))
     if kind == 'BiSeNetV1':
-        return (*wrapper, 'backbone_cfg'), _fit_bisenet(draft, wrapper, channels, new)
+        return (*wrapper, 'backbone_cfg'), _fit_bisenet(draft, host, channels, new)
     if kind == 'STDCContextPathNet':
         return (*wrapper, 'backbone_cfg'), _fit_stdc(draft, host, channels)
     return None
 
 
-def _fit_bisenet(draft: Draft, wrapper: Path, channels: Sequence[int],
+def _fit_bisenet(draft: Draft, host: Path, channels: Sequence[int],
                  new: dict) -> tuple[int, ...]:
-    """It takes all four levels, but reads strides 16 and 32 only."""
+    """It takes all four levels, but reads strides 16 and 32 only.
+
+    Its two paths together must have the channels at stride 16.
+    """
+    wrapper: Path = (*host, 'backbone')
     if 'Twins' in new['type']:
         raise InputError(
             'BiSeNetV1 takes the feature maps of strides 4 and 8 without reading them, '
@@ -45,10 +49,18 @@ def _fit_bisenet(draft: Draft, wrapper: Path, channels: Sequence[int],
         new.pop('output_norm')
         draft.note((*wrapper, 'backbone_cfg', 'output_norm'), True, False,
                    'norms at strides 4 and 8 would get no gradient')
+    half = channels[2] // 2
     path = (*wrapper, 'context_channels')
-    first, *_ = draft.get(*path)
-    draft.set(path, type(draft.get(*path))([first, *channels[2:]]),
-              'channels at stride 16, 32; the first is that of the path itself')
+    draft.set(path, type(draft.get(*path))([half, *channels[2:]]),
+              'channels of the path and at stride 16, 32')
+    path = (*wrapper, 'spatial_channels')
+    spatial = draft.get(*path)
+    draft.set(path, type(spatial)([*spatial[:-1], channels[2] - half]),
+              'with the context path, the channels at stride 16')
+    for i, head in enumerate(as_list(draft.get(*host, 'auxiliary_head'))):
+        if head.get('in_index'):
+            draft.set((*host, 'auxiliary_head', i, 'in_channels'), half,
+                      'channels of the context path')
     return 0, 1, 2, 3
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from rich.progress import track
 from trials import run_trial, trial_config
 
 import mm_efficient  # noqa: F401
@@ -48,23 +47,27 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def algorithms(package):
+def algorithms(package, known=()):
     """The first complete config of every algorithm folder of a package.
 
     Args:
         package (str): 'mmdet', 'mmseg' or 'mmpretrain'.
+        known (Iterable[str]): Names found before. Defaults to none.
 
-    Returns:
-        list[str]: Their names, such as 'mmdet::retinanet/retinanet_....py'.
+    Yields:
+        str: Names such as 'mmdet::retinanet/retinanet_....py'.
     """
     root = Path(__import__(package).__file__).parent / '.mim' / 'configs'
-    found = []
+    before = {name.rpartition('/')[0]: name for name in known}
     for folder in sorted(root.glob('[!_]*/')):
+        place = f'{package}::{folder.name}'
+        if place in before:
+            yield before[place]
+            continue
         for file in sorted(folder.glob('*.py')):
             if is_candidate(package, file):
-                found.append(f'{package}::{folder.name}/{file.name}')
+                yield f'{place}/{file.name}'
                 break
-    return found
 
 
 def is_candidate(package, file):
@@ -95,6 +98,8 @@ def check(name, variant):
         return _stock_too(name, f'not swapped: {error}')
     try:
         unused = run_trial(trial_config(swapped))
+    except NotImplementedError as error:  # an operator that MMCV would compile
+        return f'not installed: {_reason(error)}'
     except Exception as error:  # whatever a stock model raises
         return _stock_too(name, _reason(error))
     return f'no gradient: {", ".join(unused[:4])}' if unused else WORKS
@@ -144,8 +149,9 @@ def main(argv=None):
     torch.set_num_threads(1)
     results = read_log(args.log)
     with error_line():
-        names = [name for package in PACKAGES for name in algorithms(package)]
-        for i, name in enumerate(track(names, 'trying')):
+        names = (name for package in PACKAGES
+                 for name in algorithms(package, list(results)))
+        for i, name in enumerate(names):
             chosen = args.only and args.only in name.replace('::', '/')
             if args.only and not chosen or name in results and not chosen:
                 continue
