@@ -158,7 +158,7 @@ def find_images(source: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path, short_side: int | None = None) -> np.ndarray:
-    """Read an image as OpenMMLab's pipelines do.
+    """Read an image as the configs' pipelines do, with Pillow.
 
     Args:
         path (str | Path): The file.
@@ -171,7 +171,7 @@ def read_image(path: str | Path, short_side: int | None = None) -> np.ndarray:
     Raises:
         InputError: If it cannot be read.
     """
-    image = mmcv.imread(str(path), channel_order='rgb')
+    image = mmcv.imread(str(path), channel_order='rgb', backend='pillow')
     if image is None:
         raise InputError(f'{path} cannot be read as an image; is it truncated?')
     if short_side:
