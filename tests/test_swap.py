@@ -1,6 +1,7 @@
 """Swapping the backbone of stock configs."""
 import functools
 import re
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -50,6 +51,8 @@ def test_the_written_config_is_short_and_says_the_same(tmp_path):
     assert cfg.model.data_preprocessor.mean == MEAN
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
     text = out.read_text()
+    page = Path(__file__).parents[1] / 'docs' / 'swap.md'
+    assert not page.is_file() or text.partition('custom_imports')[2] in page.read_text()
     assert len(text.splitlines()) < 30 and max(map(len, text.splitlines())) <= 88
     if packaged_name(load_config(RETINANET).filename):
         assert f'_base_ = {RETINANET!r}' in text
