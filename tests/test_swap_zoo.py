@@ -50,12 +50,12 @@ TRAINED = [
     ('mmdet::yolox/yolox_tiny_8xb8-300e_coco', 'swiftformer_xs', {}),
     ('mmdet::detr/detr_r18_8xb2-500e_coco', 'soft_tiny', {
         'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}),
-    ('mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco', 'ecoformer_twins_s', {
+    ('mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco', 'soft_tiny_norm', {
         'model.neck.0.out_channels': 32, 'model.neck.1.in_channels': 32,
         'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 32}),
     ('mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024',
-     'ecoformer_pvt_b0', {'model.neck.mid_channels': 32,
-                          'model.decode_head.in_channels': 128}),
+     'reduceformer_b1', {'model.neck.mid_channels': 32,
+                         'model.decode_head.in_channels': 128}),
     ('mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024',
      'swiftformer_xs', {}),
     ('mmseg::setr/setr_vit-l-mla_8xb1-160k_ade20k-512x512', 'lowformer_b0', {

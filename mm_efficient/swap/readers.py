@@ -175,6 +175,8 @@ def _segmentation_head(draft: Draft, path: Path, number: int) -> list[Reader]:
         levels = as_list(head.get('in_index', -1))
     else:
         levels = as_list(head.get('in_index', list(range(len(head['in_channels'])))))
+    if type_name(head) == 'EncHead' and not head.get('add_lateral'):
+        levels = levels[-1:]  # it selects all and reads the last
     index = 'in_index' if 'in_index' in head else ''
     readers.append(Reader(path, [level % number for level in levels], index=index))
     if head.get('c1_in_channels'):  # reads the first feature map

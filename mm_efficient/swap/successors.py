@@ -91,8 +91,13 @@ def _write(draft: Draft, reader: Reader, out_indices: tuple[int, ...],
 
     names = ', '.join(str(_STRIDES[stage]) for stage in reader.levels)
     path = (*reader.path, reader.key)
+    before = draft.get(*path)
     draft.set(path, like(draft.get(*path), [channels[i] for i in reader.levels]),
               f'channels at stride {names}')
+    if draft.get(*reader.path, 'num_convs') == 0 \
+            and draft.get(*reader.path, 'channels') == before:
+        draft.set((*reader.path, 'channels'), draft.get(*path),
+                  'without convolutions, the same as in_channels')
     if reader.index:
         path = (*reader.path, reader.index)
         positions = [out_indices.index(stage) for stage in reader.levels]

@@ -25,7 +25,10 @@ def set_normalisation(draft: Draft, host: Path, family: FamilySettings) -> None:
               or family.get('data_preprocessor') or {})
     for path in _preprocessors(draft, host):
         found = draft.get(*path) or {}
-        rgb = 'to_rgb' if draft.get('default_scope') == 'mmpretrain' else 'bgr_to_rgb'
+        rgb = 'bgr_to_rgb'
+        if (draft.get('default_scope') == 'mmpretrain'
+                or type_name(found) in ('ClsDataPreprocessor', 'ReIDDataPreprocessor')):
+            rgb = 'to_rgb'
         reason = 'the weights expect RGB with ImageNet mean and std'
         if not found.get(rgb):
             reason += '; images were fed as BGR'

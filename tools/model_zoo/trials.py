@@ -200,8 +200,9 @@ def _boxes(cfg: Config, size: Size) -> dict[str, Any]:
         sample.gt_instances.labels %= classes
         sample.set_metainfo(dict(
             batch_input_shape=size, pad_shape=size, homography_matrix=np.eye(3)))
-        sample.proposals = InstanceData(
-            bboxes=sample.gt_instances.bboxes.clone(), scores=torch.rand(3))
+        if not any('rpn_head' in part for part in nested_dicts(cfg.model)):
+            sample.proposals = InstanceData(
+                bboxes=sample.gt_instances.bboxes.clone(), scores=torch.rand(3))
     return data
 
 
