@@ -61,7 +61,8 @@ class FileInferencer(ImageClassificationInferencer):
     """
 
     def _init_pipeline(self, cfg: Config) -> Compose:
-        return Compose([*map(TRANSFORMS.build, split_datasets(cfg, 'test')[0].pipeline)])
+        pipeline = split_datasets(cfg, 'test')[0]['pipeline']
+        return Compose([TRANSFORMS.build(transform) for transform in pipeline])
 
     def preprocess(self, inputs: list[str], batch_size: int = 1) -> Iterator[Any]:
         samples = (self.pipeline(dict(img_path=path)) for path in inputs)

@@ -1,5 +1,6 @@
 """The contract of `PyramidBackbone`, for every backbone the package registers."""
 import copy
+import functools
 import io
 
 import numpy as np
@@ -30,6 +31,7 @@ OPTIONS = {
 }
 
 
+@functools.cache
 def smallest_arch(cls):
     def size(arch):
         with torch.device('meta'):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load_tool
+from loading import load_tool
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from PIL import Image
