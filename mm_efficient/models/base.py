@@ -144,7 +144,8 @@ class PyramidBackbone(BaseBackbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, C_i, ceil(H / s_i), ceil(W / s_i))
             if i in self.out_indices:
-                outs.append(self._feature_map(i, x))
+                # heads and necks use .view
+                outs.append(self._feature_map(i, x).contiguous())
         return tuple(outs)
 
     def _feature_map(self, index: int, x: Tensor) -> Tensor:

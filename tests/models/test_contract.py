@@ -162,6 +162,7 @@ def test_pyramid_of_any_size(cls, cfg, height, width):
     for out, channels, stride in zip(outs, model.feature_channels, STRIDES):
         assert out.shape == (1, channels, -(-height // stride), -(-width // stride))
         assert out.isfinite().all() and out.std() > 0
+        assert out.is_contiguous()  # heads use .view
 
 
 @every_backbone
