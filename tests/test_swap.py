@@ -1,6 +1,7 @@
 """Swapping the backbone of stock configs."""
 import functools
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,8 @@ def test_layer_decay_becomes_ours():
     ('mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py', 'branches'),
     ('mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py', 'tokens'),
     ('mmseg::san/san-vit-b16_coco-stuff164k-640x640.py', 'CLIP'),
+    ('mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py',
+     'windows'),
     ('mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py', 'classifier'),
     ('soft_tiny_retinanet_1x.py', 'already'),
 ])
@@ -230,6 +233,33 @@ def test_the_table_shows_every_change(capsys):
     for change in swap.changes:
         assert change.setting in shown
     assert '[256, 512, 1024, 2048]' in shown
+
+
+@pytest.fixture
+def tool():
+    path = Path(__file__).parents[1] / 'tools' / 'swap_backbone.py'
+    return runpy.run_path(str(path))['main']
+
+
+def test_the_tool_prints_what_it_writes(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tool([RETINANET, '--backbone', 'soft_small_norm', '--out', 'my.py'])
+    shown = capsys.readouterr().out
+    assert 'model.neck.in_channels' in shown and 'written: my.py' in shown
+    assert 'get SOFT_Small_norm from' in shown  # the weights, by hand
+    tool([RETINANET, '--backbone', 'soft_small_norm', '--keep-optimizer'])
+    assert 'AdamW' in Path('my.py').read_text()
+    printed = capsys.readouterr().out
+    assert '_base_ =' in printed and 'AdamW' not in printed
+
+
+def test_the_tool_reports_in_one_line(tool, tmp_path):
+    for arguments in ([RETINANET, '--backbone', 'resnet50'],
+                      ['soft_tiny_retinanet_1x.py', '--backbone', 'soft_tiny'],
+                      [RETINANET, '--backbone', 'soft_tiny', '--out', 'my.txt']):
+        with pytest.raises(SystemExit) as stop:
+            tool(arguments)
+        assert str(stop.value.code).startswith('error: ')
 
 
 def test_every_variant_has_a_config_for_every_recipe():

@@ -31,10 +31,11 @@ def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
             'classifier.')
     head = model['head']
     kind = type_name(head)
-    necks = [type_name(neck) for neck in as_list(model.get('neck'))]
-    if kind not in _MAP_HEADS and not (necks and necks[0] in _POOLING):
+    neck = next(iter(as_list(model.get('neck'))), {})
+    pools = type_name(neck) in _POOLING and neck.get('dim', 2) == 2
+    if kind not in _MAP_HEADS and not pools:
         draft.set((*host, 'neck'), dict(type='GlobalAveragePooling'),
-                  'a vector from the last feature map', str(necks[0] if necks else ''))
+                  'a vector from the last feature map')
     if kind in (*_VECTOR_HEADS, *_MAP_HEADS):
         draft.set((*host, 'head', 'in_channels'), channels[-1],
                   'channels of the last feature map')

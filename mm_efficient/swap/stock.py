@@ -26,6 +26,8 @@ _TIED = {
     'DDRNet': 'its head reads two branches that only DDRNet has',
     'PIDNet': 'its head reads three branches that only PIDNet has',
     'DPTHead': 'it reassembles tokens of a vision transformer',
+    'LRASPPHead': 'it averages over windows of 49 x 49 positions, more than a stride '
+                  'of 32 leaves of its crops',
     'MultimodalEncoderDecoder': 'its adapter is attached to the layers of CLIP',
 }
 

@@ -29,14 +29,9 @@ def fit_successors(draft: Draft, host: Path, levels: Sequence[Level],
     backbone = type_name(draft.get(*host, 'backbone'))
     if backbone == 'HourglassNet':
         return _fit_hourglass(draft, host, levels, channels)
-    if draft.get('default_scope') != 'mmseg':
-        if not draft.get(*host, 'neck') and draft.get(*host, 'rpn_head'):
-            _insert_neck(draft, host, levels)
-        stages = _stages_by_stride(levels)
-    elif backbone in DECODERS:
-        stages = [_nearest(level.stride) for level in levels]
-    else:
-        stages = _stages_in_segmentation(levels)
+    stages = _choose_stages(draft, backbone, levels)
+    if not draft.get(*host, 'neck') and draft.get(*host, 'rpn_head'):
+        _insert_neck(draft, host, levels)
     readers = find_readers(draft, host, levels)
     for reader in readers:
         if not reader.in_stages:
@@ -46,13 +41,27 @@ def fit_successors(draft: Draft, host: Path, levels: Sequence[Level],
     for reader in readers:
         _write(draft, reader, out_indices, channels)
     _fit_ssd(draft, host)
+    _note_stride(draft, host, levels, stages)
+    return out_indices
+
+
+def _choose_stages(draft: Draft, backbone: str, levels: Sequence[Level]) -> list[int]:
+    """The stage of the new backbone in place of each level of the old one."""
+    if draft.get('default_scope') != 'mmseg':
+        return _stages_by_stride(levels)
+    if backbone in DECODERS:
+        return [_nearest(level.stride) for level in levels]
+    return _stages_in_segmentation(levels)
+
+
+def _note_stride(draft: Draft, host: Path, levels: Sequence[Level],
+                 stages: Sequence[int]) -> None:
     deepest = max((level.stride, i) for i, level in enumerate(levels))[1]
     if _STRIDES[stages[deepest]] > levels[deepest].stride:
         draft.note((*host, 'backbone'), f'stride {levels[deepest].stride}',
                    f'stride {_STRIDES[stages[deepest]]}',
                    'the last levels of the old backbone are dilated; these are not, '
                    'so that the output is coarser')
-    return out_indices
 
 
 def _nearest(stride: int) -> int:

@@ -73,11 +73,13 @@ def algorithms(package, known=()):
 def is_candidate(package, file):
     """Whether a config has a model; in MMPretrain a classifier."""
     try:
-        model = Config.fromfile(file).get('model')
+        cfg = Config.fromfile(file)
+        model = cfg.get('model')
     except Exception:  # some need packages to be read
         return package != 'mmpretrain'
     return model is not None and (
-        package != 'mmpretrain' or type_name(model) == 'ImageClassifier')
+        package != 'mmpretrain' or type_name(model) == 'ImageClassifier'
+        and cfg.get('default_scope') is not None)
 
 
 def check(name, variant):
