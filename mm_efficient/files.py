@@ -107,6 +107,8 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> None:
     Raises:
         InputError: If it cannot be written.
     """
+    if not str(path) or '\0' in str(path):
+        raise InputError(f'{str(path)!r} is not a path.')
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise InputError(f'{path}: the name of an output file has to end with '

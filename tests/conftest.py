@@ -19,7 +19,7 @@ os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpo
 
 
 # Tests with these marks run only if -m names the mark
-OPTIONAL = ('cuda', 'slow', 'zoo')
+OPTIONAL = ('cuda', 'slow', 'trials', 'zoo')
 # Larger variants, and tests in which they only repeat what smaller ones show
 LARGER = re.compile(r'soft_(small_d20|medium|large|huge)|pvtv2_b[234]|pvt_b[234]'
                     r'|swiftformer_l|(lowformer_|^)(b2|b3|e3)|reduceformer_b[23]')
@@ -52,8 +52,10 @@ REFERENCE = Path(__file__).parent / 'reference'
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One process for tests that share a GPU."""
-    return 0 if selects('cuda', ['-m', config.option.markexpr]) else None
+    """One process for tests that share a GPU, and for trials, which count."""
+    alone = any(selects(mark, ['-m', config.option.markexpr])
+                for mark in ('cuda', 'trials'))
+    return 0 if alone else None
 
 
 def pytest_collection_modifyitems(config, items):

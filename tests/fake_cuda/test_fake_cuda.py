@@ -37,6 +37,7 @@ def results(tmp_path_factory):
         [sys.executable, HERE / 'training_step.py', folder], check=True,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(
             [str(HERE.parents[1]), str(HERE.parent / 'models'),
+             str(HERE.parent / 'mmcv_ops'),
              os.environ.get('PYTHONPATH', '')])))
     return json.loads((folder / 'results.json').read_text())
 
@@ -52,4 +53,5 @@ def test_nothing_leaves_the_gpu(results):
         assert not found['waits'], f'{name}: read by the CPU'
         assert not found.get('without_gradient'), name
         # Forward, recomputation and backward were seen
-        assert found['kernels'] > (10 if 'focal' in name else 500), name
+        small = 'focal' in name or 'operator' in name
+        assert found['kernels'] > (5 if small else 500), name

@@ -1,9 +1,10 @@
-"""Training steps on fake CUDA tensors: training_step.py FOLDER
+"""Training steps and operators on fake CUDA tensors: training_step.py FOLDER
 
 FOLDER has hooks.so; results.json is written there.
 """
 import collections
 import ctypes
+import inspect
 import json
 import sys
 import warnings
@@ -11,17 +12,22 @@ from pathlib import Path
 
 import torch
 import torch.cuda.amp.common
+from recorded import CALLS, operator_tensors, ops
 from test_contract import SHALLOW
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mm_efficient import compat
+from mm_efficient import mmcv_ops
 
 # Views, and what launches nothing
 NO_KERNEL = {f'aten::{name}' for name in (
     'detach', 'alias', '_unsafe_view', 'empty', 'empty_like', 'new_empty',
     'empty_strided', 'new_empty_strided', '_reshape_alias', 'lift_fresh',
     '_local_scalar_dense', 'is_same_size', 'sym_size', '_fused_sdp_choice')}
+
+# The others are for the CPU, or adapt to the data
+NO_WAITING = ['deform_conv_groups', 'modulated_groups', 'ms_deform_attn', 'carafe',
+              'psamask_distribute', 'deform_roi_pool_fixed', 'roi_align_max_fixed']
 
 
 def tensors(value):
@@ -91,15 +97,36 @@ def focal_loss(function):
     return spy.result()
 
 
+def operator(name, recorded):
+    """An operator of mmcv and its gradients, in float16."""
+    tensors = {
+        key: torch.empty(
+            tensor.shape, device='cuda',
+            dtype=torch.float16 if tensor.is_floating_point() else tensor.dtype)
+        for key, tensor in recorded.items()}
+    inputs = {key: tensors[key].requires_grad_(f'grad_{key}' in tensors)
+              for key in inspect.signature(CALLS[name]).parameters if key != 'ops'}
+    spy = Spy()
+    with spy:
+        output = CALLS[name](ops, **inputs)
+        output.backward(tensors['grad_output'])
+    return spy.result(without_gradient=[
+        key for key, tensor in inputs.items()
+        if tensor.requires_grad and tensor.grad is None])
+
+
 def main(folder):
     folder = Path(folder)
     enable(folder)
     warnings.simplefilter('ignore')
+    recorded = operator_tensors()
     with FakeTensorMode():
         results = {param.id: training_step(*param.values) for param in SHALLOW}
         for name in ('forward', 'backward'):
             results[f'focal loss {name}'] = focal_loss(
-                getattr(compat, f'sigmoid_focal_loss_{name}'))
+                getattr(mmcv_ops, f'sigmoid_focal_loss_{name}'))
+        for name in NO_WAITING:
+            results[f'operator {name}'] = operator(name, recorded[name])
     (folder / 'results.json').write_text(json.dumps(results))
 
 
