@@ -9,6 +9,7 @@ its stock backbone too. Writes the table of docs/zoo.md; half an hour on one CPU
 import argparse
 import json
 import logging
+import re
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -101,7 +102,9 @@ def check(name, variant):
     try:
         unused = run_trial(trial_config(swapped))
     except NotImplementedError as error:  # an operator that MMCV would compile
-        return f'not installed: {_reason(error)}'
+        operator = re.search(r"mmcv operator '(\w+)'", str(error))
+        return 'not installed: ' + (
+            f"MMCV's operator {operator[1]}" if operator else _reason(error))
     except Exception as error:  # whatever a stock model raises
         return _stock_too(name, _reason(error))
     return f'no gradient: {", ".join(unused[:4])}' if unused else WORKS
