@@ -118,8 +118,9 @@ class PyramidBackbone(BaseBackbone):
             if isinstance(value, (list, tuple)) and (
                     not isinstance(arch[key], (list, tuple))
                     or len(arch[key]) != len(value)):
-                raise ValueError(f'{key} of an arch dict of {cls.__name__} needs '
-                                 f'{len(value)} entries, as in {value}, got {arch[key]}')
+                raise ValueError(
+                    f'{key} of an arch dict of {cls.__name__} needs {len(value)} '
+                    f'entries, as in {value}, got {arch[key]}')
         return dict(arch)
 
     @staticmethod
