@@ -85,12 +85,13 @@ def test(config: str | Path | Config,
         num_classes=num_classes, classes=classes, tta=tta, out=out, show=show,
         show_dir=show_dir, wait_time=wait_time, cfg_options=cfg_options,
         launcher=launcher, mini=mini)
+    with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir), \
+            find_cause(cfg, ('test', )):
+        runner = build_runner(cfg)
+        name_files(runner.test_loop.dataloader.dataset)
+    if out is not None:
+        dump_predictions(runner, str(out))
     with find_cause(cfg, ('test', )):
-        with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir):
-            runner = build_runner(cfg)
-            name_files(runner.test_loop.dataloader.dataset)
-        if out is not None:
-            dump_predictions(runner, str(out))
         return runner.test()
 
 

@@ -104,8 +104,9 @@ def train(config: str | Path | Config,
         allow_changes=allow_changes, auto_resume=auto_resume, amp=amp,
         auto_scale_lr=auto_scale_lr, cfg_options=cfg_options, launcher=launcher,
         mini=mini)
-    with in_use(cfg.work_dir), SignalWatch() as watch, find_cause(cfg, SPLITS):
-        with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir):
+    with in_use(cfg.work_dir), SignalWatch() as watch:
+        with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir), \
+                find_cause(cfg, SPLITS):
             runner = build_runner(cfg)
             check_num_batches(runner)
             for loop in (runner.train_loop, runner.val_loop):
@@ -114,7 +115,8 @@ def train(config: str | Path | Config,
         for hook in runner.hooks:
             if isinstance(hook, StopHook):
                 hook.watch = watch
-        runner.train()
+        with find_cause(cfg, SPLITS):
+            runner.train()
     return runner
 
 
