@@ -19,7 +19,7 @@ os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpo
 
 
 # Tests with these marks run only if -m names the mark
-OPTIONAL = ('cuda', 'slow', 'trials')
+OPTIONAL = ('cuda', 'slow', 'trials', 'zoo')
 # Larger variants, and tests in which they only repeat what smaller ones show
 LARGER = re.compile(r'soft_(small_d20|medium|large|huge)|pvtv2_b[234]|pvt_b[234]'
                     r'|swiftformer_l|(lowformer_|^)(b2|b3|e3)|reduceformer_b[23]')

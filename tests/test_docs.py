@@ -122,7 +122,9 @@ def check_tool(script, arguments, monkeypatch):
     args = module.parse_args()
     config = getattr(args, 'config', None)
     made = config and config.startswith('work_dirs/')  # by a command before
-    if config and not made and not PLACEHOLDER.fullmatch(config):
+    if config and '::' in config:
+        load_config(config)
+    elif config and not made and not PLACEHOLDER.fullmatch(config):
         check_config(config, repr(args.cfg_options))
     for name in getattr(args, 'models', []):
         check_model(name)

@@ -10,6 +10,8 @@ from types import NoneType
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
 from ..errors import InputError
 from ..files import config_files, join_root
@@ -38,6 +40,7 @@ def load_config(config: str | Path | Config,
     Args:
         config (str | Path | Config): Config file; the name of one of this package's
             configs, such as 'soft_tiny_300e.py', unless there is a file of that name;
+            that of another package's, such as 'mmdet::yolox/yolox_s_8xb8-300e_coco.py';
             or a config, which is not changed.
         cfg_options (Mapping[str, Any], optional): Overrides by dotted key. Defaults to
             None.
@@ -114,12 +117,44 @@ def _find_config(path: str) -> str:
     """Path of a config; ours can be given by name alone."""
     if osp.isfile(path):
         return path
+    package, _, name = path.partition('::')
+    folder = _packaged_configs(package) if name else None
+    if folder and (folder / name).is_file():
+        return str(folder / name)
     for file in config_files():
         if file.name == path:
             return str(file)
     raise InputError(f'Config {path} does not exist (current folder: {Path.cwd()}). '
                      'Give its path, or just the name of a config of mm_efficient, '
-                     'such as soft_tiny_300e.py.')
+                     'such as soft_tiny_300e.py, or that of an installed package, such '
+                     'as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.')
+
+
+def _packaged_configs(package: str) -> Path | None:
+    """Folder of the configs that a package of OpenMMLab has in its installation."""
+    spec = find_spec(package) if package.isidentifier() else None
+    return Path(spec.origin).parent / '.mim' / 'configs' \
+        if spec and spec.origin else None
+
+
+def packaged_name(path: str) -> str | None:
+    """Name of a config of an installed task package.
+
+    Args:
+        path (str): Of the config.
+
+    Returns:
+        str | None: Such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', as in
+        ``_base_``; None if the config is elsewhere, or MMEngine would not find it.
+    """
+    for package in EXTRAS:
+        folder = _packaged_configs(package)
+        if folder and Path(path).resolve().is_relative_to(folder.resolve()):
+            if not is_installed(MODULE2PACKAGE.get(package, package)):
+                return None  # OneDL's distributions have other names
+            relative = Path(path).resolve().relative_to(folder.resolve())
+            return f'{package}::{relative.as_posix()}'
+    return None
 
 
 def _read_config(path: str) -> Config:

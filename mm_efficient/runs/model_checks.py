@@ -32,7 +32,7 @@ from ..weights.reading import SCHEME
 from .traversal import inner_model, type_name
 
 PREPROCESSORS = ('ClsDataPreprocessor', 'DetDataPreprocessor', 'SegDataPreProcessor')
-TRIAL_SHAPE = (128, 128)  # height and width in pixels
+TRIAL_SHAPE = (320, 320)  # height and width in pixels; SSD's levels need 300
 TEACHER_ON_HUB = 'regnety_160.deit_in1k'
 
 

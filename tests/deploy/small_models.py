@@ -12,6 +12,12 @@ from mm_efficient.models.base import fit_where_needed
 from mm_efficient.runs.configs import load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+# Heads with as many kinds of layers, and fewer of them
+SMALL_HEADS = dict(
+    maskrcnn={'model.roi_head.bbox_head.fc_out_channels': 64,
+              'model.roi_head.mask_head.num_convs': 1,
+              'model.test_cfg.rpn.nms_pre': 200, 'model.test_cfg.rpn.max_per_img': 100},
+    upernet={'model.decode_head.channels': 64})
 MADE = {}
 
 
@@ -30,7 +36,8 @@ def small_model(name, **options):
 
 def build_model(name, **options):
     """The model as initialised."""
-    cfg = load_config(CONFIGS / f'{name}.py', options, num_classes=7)
+    small = SMALL_HEADS.get(name.split('_')[-2], {})
+    cfg = load_config(CONFIGS / f'{name}.py', {**small, **options}, num_classes=7)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         with torch.device('meta'):
             arch = MODELS.build(cfg.model.backbone).arch_settings

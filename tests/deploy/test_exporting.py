@@ -27,8 +27,9 @@ pytest.importorskip('onnxscript')
 # test_contract.py exports all backbones, test_operators.py NMS and RoIAlign in every
 # format, tests/tools/test_export.py a classifier to ONNX.
 EXPORTS = [
-    ('det/lowformer_b0_maskrcnn_1x', 'onnx'),
-    ('seg/swiftformer_xs_upernet_160k', 'onnx'),
+    pytest.param('det/lowformer_b0_maskrcnn_1x', 'onnx', marks=pytest.mark.slow),
+    pytest.param('seg/swiftformer_xs_upernet_160k', 'onnx', marks=pytest.mark.slow),
+    ('seg/swiftformer_xs_fpn_40k', 'onnx'),
     ('det/soft_tiny_retinanet_1x', 'torchscript'),
     ('cls/ecoformer_twins_s_30e', 'torchscript'),
     ('cls/reduceformer_b1_300e', 'torch-export'),

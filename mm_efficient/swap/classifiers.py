@@ -1,0 +1,46 @@
+"""Fitting MMPretrain's necks and heads to another backbone."""
+from collections.abc import Sequence
+
+from ..errors import InputError
+from ..runs.traversal import as_list, type_name
+from .draft import Draft, Path
+
+# Heads that take one vector per image, and those that take the last feature map
+_VECTOR_HEADS = ('ArcFaceClsHead', 'LinearClsHead', 'MultiLabelLinearClsHead',
+                 'StackedLinearClsHead')
+_MAP_HEADS = ('CSRAClsHead', )
+_POOLING = ('GlobalAveragePooling', 'GeneralizedMeanPooling')
+
+
+def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
+    """Let neck and head of a classifier read the last feature map.
+
+    Args:
+        draft (Draft): The config, changed in place.
+        host (Path): The part of it that has ``backbone``.
+        channels (Sequence[int]): Channels of the new backbone at strides 4, 8, 16, 32.
+
+    Raises:
+        InputError: If the model is not a classifier.
+    """
+    model = draft.get(*host)
+    if type_name(model) != 'ImageClassifier' or not isinstance(model.get('head'), dict):
+        raise InputError(
+            f'model is a {type_name(model)}, not an ImageClassifier: what else '
+            'MMPretrain trains is tied to its backbone. Choose a config of a '
+            'classifier.')
+    head = model['head']
+    kind = type_name(head)
+    neck = next(iter(as_list(model.get('neck'))), {})
+    pools = type_name(neck) in _POOLING and neck.get('dim', 2) == 2
+    if kind not in _MAP_HEADS and not pools:
+        draft.set((*host, 'neck'), dict(type='GlobalAveragePooling'),
+                  'a vector from the last feature map')
+    if kind in (*_VECTOR_HEADS, *_MAP_HEADS):
+        draft.set((*host, 'head', 'in_channels'), channels[-1],
+                  'channels of the last feature map')
+        return
+    classes = head.get('num_classes') or model['backbone'].get('num_classes', 1000)
+    new = dict(type='LinearClsHead', num_classes=classes, in_channels=channels[-1])
+    new.update({key: head[key] for key in ('loss', 'topk') if key in head})
+    draft.set((*host, 'head'), new, f'{kind} reads what only the old backbone returns')
