@@ -49,7 +49,8 @@ TRANSFORMER = dict(embed_dims=64, num_heads=4, num_layers=4, out_indices=(0, 1, 
 TRAINED = [
     ('mmdet::yolox/yolox_tiny_8xb8-300e_coco', 'swiftformer_xs', {}),
     ('mmdet::detr/detr_r18_8xb2-500e_coco', 'soft_tiny', {
-        'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}),
+        'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1,
+        'model.test_cfg.max_per_img': 8}),
     ('mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco', 'soft_tiny_norm', {
         'model.neck.0.out_channels': 32, 'model.neck.1.in_channels': 32,
         'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 32}),

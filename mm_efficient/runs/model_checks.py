@@ -7,7 +7,7 @@ fails.
 import copy
 import inspect
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import is_local
-from ..models.base import PyramidBackbone
+from ..models.base import MIN_IMAGE_SIZE, PyramidBackbone
 from ..weights.checking import check_checkpoint
 from ..weights.family import CheckpointError
 from ..weights.loading import match_pretrained, match_state_dict, match_weights
 from ..weights.locating import NeverPublishedError
 from ..weights.matching import Mismatch, compare_state_dicts
 from ..weights.reading import SCHEME
-from .traversal import inner_model, type_name
+from .traversal import inner_model, nested_dicts, type_name
 
 PREPROCESSORS = ('ClsDataPreprocessor', 'DetDataPreprocessor', 'SegDataPreProcessor')
 TRIAL_SHAPE = (320, 320)  # height and width in pixels; SSD's levels need 300
@@ -125,15 +125,18 @@ def _check_features(cfg: Config, backbone: Any) -> None:
         settings = {**settings, 'train_cfg': None}  # logs that it is there
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
         model = _build(settings)
-        try:
-            image = torch.zeros(1, backbone.in_channels, *TRIAL_SHAPE, device='meta')
-            features = backbone.eval()(image)
-        except Exception:  # the backbone needs values
-            return
-        failed = _try_successors(model, _like(features, 'meta'))
-        if failed is not None:
-            model = ALL_MODELS.build(copy.deepcopy(settings))
-            failed = _try_successors(model, _like(features, 'cpu'))
+        for shape in _trial_shapes(cfg):
+            try:
+                image = torch.zeros(1, backbone.in_channels, *shape, device='meta')
+                features = backbone.eval()(image)
+            except Exception:  # the backbone needs values
+                return
+            failed = _try_successors(model, _like(features, 'meta'))
+            if failed is not None:
+                on_cpu = ALL_MODELS.build(copy.deepcopy(settings))
+                failed = _try_successors(on_cpu, _like(features, 'cpu'))
+            if failed is None:
+                break
     if failed is None:
         _check_batch(cfg, model, features)
         return
@@ -148,6 +151,20 @@ def _check_features(cfg: Config, backbone: Any) -> None:
         f'{[map.shape[1] for map in features]} channels '
         f'({type(problem).__name__}: {reason}). Set its in_channels and in_index to '
         'those.')
+
+
+def _trial_shapes(cfg: Config) -> Iterator[tuple[int, int]]:
+    """Heights and widths to try: one for most models, then those of the pipelines."""
+    yield TRIAL_SHAPE
+    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'test')]
+    for step in nested_dicts(loaders):
+        for key in ('crop_size', 'scale', 'size'):
+            size = step.get(key)
+            size = (size, size) if isinstance(size, int) else size
+            if isinstance(size, (list, tuple)) and len(size) == 2 and all(
+                    isinstance(side, int) and side >= MIN_IMAGE_SIZE for side in size):
+                # The scale of a Resize is (width, height)
+                yield (size[1], size[0]) if key == 'scale' else (size[0], size[1])
 
 
 def _check_batch(cfg: Config, model: Any, features: Sequence[Tensor]) -> None:

@@ -31,7 +31,7 @@ def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
             'classifier.')
     head = model['head']
     kind = type_name(head)
-    neck = next(iter(as_list(model.get('neck'))), {})
+    neck: dict = next(iter(as_list(model.get('neck'))), {})
     pools = type_name(neck) in _POOLING and neck.get('dim', 2) == 2
     if kind not in _MAP_HEADS and not pools:
         draft.set((*host, 'neck'), dict(type='GlobalAveragePooling'),
