@@ -41,10 +41,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast ``x`` and lay it out, in a single copy if any."""
+    x = x.to(dtype, memory_format=torch.contiguous_format)
+    return x.contiguous()  # where the type was right, strides are still the old ones
+
+
 def contiguous_float32(x: Tensor) -> Tensor:
-    """Cast to float32 like :func:`at_least_float32` and lay out, in a single copy."""
-    return x.to(torch.promote_types(x.dtype, torch.float32),
-                memory_format=torch.contiguous_format)
+    """Lay out ``x``, in float32 if it is in half precision."""
+    return contiguous(x, torch.promote_types(x.dtype, torch.float32))
 
 
 def _cast(value: Any) -> Any:

@@ -16,7 +16,7 @@ COMPILER = os.environ.get('CXX', 'c++')
 NO_KERNEL = {f'aten::{name}' for name in (
     'detach', 'alias', '_unsafe_view', 'empty', 'empty_like', 'new_empty',
     'empty_strided', 'new_empty_strided', '_reshape_alias', 'lift_fresh',
-    '_local_scalar_dense', 'is_same_size', 'sym_size', '_fused_sdp_choice')}
+    '_local_scalar_dense', 'is_same_size', 'sym_size')}
 
 
 def build_hooks(folder):
@@ -47,6 +47,13 @@ def tensors(value):
     return [tensor for item in value for tensor in tensors(item)]
 
 
+def sdp_choice(*inputs):
+    """The attention that CUDA would take: 1 flash, 2 memory-efficient, 0 plain."""
+    if any(x.stride(-1) != 1 for x in inputs):
+        return 0
+    return 1 if inputs[0].dtype in (torch.float16, torch.bfloat16) else 2
+
+
 class Spy(TorchDispatchMode):
     """Counts what would be launched and the bytes it reads and writes.
 
@@ -64,8 +71,10 @@ class Spy(TorchDispatchMode):
         self.storages = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
         name = func.name().split('.')[0]
+        if name == 'aten::_fused_sdp_choice':
+            return sdp_choice(*args[:3])
+        out = func(*args, **(kwargs or {}))
         self.waits += name == 'aten::_local_scalar_dense'
         for tensor in tensors(out):
             self._hold(tensor)

@@ -34,6 +34,7 @@ from ..layers import (
     LayerNorm,
     at_least_float32,
     autocast_disabled,
+    contiguous,
     contiguous_float32,
     is_eager,
 )
@@ -390,7 +391,7 @@ class SOFTAttention(nn.Module):
 
 def _copied(weight: Tensor, x: Tensor) -> Tensor:
     """Copy a repeated weight in the type of ``x``, (a, b, ...) -> (a * b, ...)."""
-    return weight.to(x.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+    return contiguous(weight, x.dtype).flatten(0, 1)
 
 
 def _minimum(size: int, bound: int) -> int:

@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 from ..layers import (
     at_least_float32,
     autocast_disabled,
-    contiguous_float32,
     in_float32,
 )
 
@@ -94,10 +93,16 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
                 at_least_float32, (query, landmarks, value, inverse))
             kernel = gaussian_kernel(query, landmarks)
             return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
-        out = _GaussianAttention.apply(*(
-            contiguous_float32(x).flatten(0, 1)
-            for x in (query, landmarks, value, inverse)))
+        out = _GaussianAttention.apply(*map(
+            _grouped, (query, landmarks, value, inverse)))
         return out.view(query.shape)
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """(B, heads, N, d) -> (B * heads, N, d), float32 if in half; at most one copy."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32),
+             memory_format=torch.contiguous_format)  # only a copy if the type changes
+    return x.flatten(0, 1)
 
 
 def _half_norm(x: Tensor) -> Tensor:
