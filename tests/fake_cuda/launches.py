@@ -37,7 +37,6 @@ def measure(variant, size=(64, 224, 224), dtype='fp16', train=False,
         x = torch.empty(size[0], 3, *size[1:], device='cuda')
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
-            model = model.to(memory_format=torch.channels_last)
         spy = Spy()
         with torch.set_grad_enabled(train), spy:
             with torch.autocast('cuda', DTYPES[dtype], enabled=dtype != 'fp32'):
@@ -57,7 +56,7 @@ def parse_args():
     parser.add_argument('--dtype', default='fp16', choices=DTYPES,
                         help='type of autocast (default: fp16)')
     parser.add_argument('--train', action='store_true', help='forward and backward')
-    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--channels-last', action='store_true', help='of images')
     parser.add_argument('--with-cp', action='store_true', help='checkpoint all blocks')
     parser.add_argument('--operators', type=int, default=0, metavar='N',
                         help='also list the N most frequent operators')

@@ -232,9 +232,9 @@ class ConvAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[2:]
-        qkv = self.qkv(self.reduce(x)).permute(0, 2, 3, 1)  # (B, h, w, 3E)
-        rows, columns = qkv.shape[1:3]
         # Fused kernels need contiguous channels; a copy unless x is channels last
+        qkv = self.qkv(self.reduce(x)).permute(0, 2, 3, 1).contiguous()
+        rows, columns = qkv.shape[1:3]  # (B, h, w, 3E)
         qkv = qkv.flatten(1, 2).unflatten(2, (self.num_heads, 3, -1))
         query, key, value = qkv.transpose(1, 2).unbind(3)  # (B, heads, h * w, d)
         out = F.scaled_dot_product_attention(query, key, value)
