@@ -37,8 +37,8 @@ ONEDL = [
 ONNX = ['onnx', 'onnxruntime', 'onnxscript']
 COREML = ['coremltools>=9.0']
 DEV = ONNX + [
-    'import-linter', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist', 'ruff',
-    'tensorboard', 'types-PyYAML'
+    'hypothesis', 'import-linter', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist',
+    'ruff', 'tensorboard', 'types-PyYAML'
 ]
 
 

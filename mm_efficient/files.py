@@ -107,6 +107,8 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> None:
     Raises:
         InputError: If it cannot be written.
     """
+    if not str(path) or '\0' in str(path):
+        raise InputError(f'{str(path)!r} is not a path.')
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise InputError(f'{path}: the name of an output file has to end with '
@@ -158,7 +160,7 @@ def find_images(source: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path, short_side: int | None = None) -> np.ndarray:
-    """Read an image as OpenMMLab's pipelines do.
+    """Read an image as the configs' pipelines do, with Pillow.
 
     Args:
         path (str | Path): The file.
@@ -171,7 +173,7 @@ def read_image(path: str | Path, short_side: int | None = None) -> np.ndarray:
     Raises:
         InputError: If it cannot be read.
     """
-    image = mmcv.imread(str(path), channel_order='rgb')
+    image = mmcv.imread(str(path), channel_order='rgb', backend='pillow')
     if image is None:
         raise InputError(f'{path} cannot be read as an image; is it truncated?')
     if short_side:

@@ -1,5 +1,6 @@
 """Imported before any test module: repairs precede every import of mmcv.ops."""
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -17,17 +18,26 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpoints')
 
 
-def selects_cuda(arguments):
-    """Whether ``-m`` selects tests marked ``cuda``."""
+# Tests with these marks run only if -m names the mark
+OPTIONAL = ('cuda', 'slow', 'trials')
+# Larger variants, and tests in which they only repeat what smaller ones show
+LARGER = re.compile(r'soft_(small_d20|medium|large|huge)|pvtv2_b[234]|pvt_b[234]'
+                    r'|swiftformer_l|(lowformer_|^)(b2|b3|e3)|reduceformer_b[23]')
+REPEATED = {'test_matches_the_published_code', 'test_agrees_with_timm',
+            'test_reference_figures'}
+
+
+def selects(mark, arguments):
+    """Whether ``-m`` selects tests with a mark."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-m', default='')
     expression = parser.parse_known_args(arguments)[0].m
-    return 'cuda' in expression.replace('not cuda', '')
+    return mark in expression.replace(f'not {mark}', '')
 
 
 # All other tests are for the CPU. Read when CUDA starts, which happens on import of
 # some packages; processes of pytest-xdist inherit it.
-if not selects_cuda(sys.argv[1:]) and 'PYTEST_XDIST_WORKER' not in os.environ:
+if not selects('cuda', sys.argv[1:]) and 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 import pytest  # noqa: E402
@@ -42,16 +52,32 @@ REFERENCE = Path(__file__).parent / 'reference'
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One process for tests that share a GPU."""
-    return 0 if selects_cuda(['-m', config.option.markexpr]) else None
+    """One process for tests that share a GPU, and for trials, which count."""
+    alone = any(selects(mark, ['-m', config.option.markexpr])
+                for mark in ('cuda', 'trials'))
+    return 0 if alone else None
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests that need a GPU unless ``-m`` selects them."""
-    if not selects_cuda(['-m', config.option.markexpr]):
-        others = [item for item in items if not item.get_closest_marker('cuda')]
-        config.hook.pytest_deselected(items=[*{*items} - {*others}])
-        items[:] = others
+    """Leave out tests with optional marks that ``-m`` does not select."""
+    for item in items:
+        if item.originalname in REPEATED and LARGER.search(item.callspec.id):
+            item.add_marker('slow')
+    left_out = {mark for mark in OPTIONAL
+                if not selects(mark, ['-m', config.option.markexpr])}
+    others = [item for item in items
+              if left_out.isdisjoint(mark.name for mark in item.iter_markers())]
+    config.hook.pytest_deselected(items=[*{*items} - {*others}])
+    items[:] = others
+
+
+def pytest_collection_finish():
+    """Keep the collector off what lives as long as the tests, millions of objects.
+
+    Every data set that is serialised collects.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -3,6 +3,7 @@
 #
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] \
 #       bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [ARGS of tools/test.py]
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@"  # sh was called
 set -euo pipefail
 if [ $# -lt 4 ]; then
     sed -n '2,5p' "$0" >&2

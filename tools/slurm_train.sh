@@ -6,6 +6,7 @@
 #
 # A job that is requeued, or started again, goes on from the latest checkpoint in WORK_DIR.
 # To have one written before the time is up: SRUN_ARGS='--signal=USR1@120' (seconds).
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@"  # sh was called
 set -euo pipefail
 if [ $# -lt 4 ]; then
     sed -n '2,8p' "$0" >&2

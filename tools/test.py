@@ -1,14 +1,19 @@
 """Evaluate a checkpoint with the metrics of its config."""
 import argparse
 import os
+import sys
 
 # Read by OpenMP when PyTorch is imported. By default waiting threads spin; two
 # runs that share CPU cores then slow each other down tenfold.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from mm_efficient import runs  # noqa: E402
-from mm_efficient.errors import error_line  # noqa: E402
-from mm_efficient.runs.options import data_parser, parse_launched  # noqa: E402
+try:
+    from mm_efficient import runs
+    from mm_efficient.errors import error_line
+    from mm_efficient.runs.options import data_parser, parse_launched
+except ImportError as error:  # a package is missing, or of another version
+    sys.exit(f'error: {error}. Check the installation (docs/installation.md) and '
+             f'PYTHONPATH={os.environ.get("PYTHONPATH", "")}')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

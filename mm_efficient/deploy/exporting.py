@@ -24,6 +24,7 @@ from ..errors import ExecutionError, InputError, explain
 from ..files import check_output, whole_file
 from ..version import __version__
 from .coreml import export_coreml
+from .functions import Library, define_functions, split_functions
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
 from .operators import onnx_translations
@@ -36,6 +37,8 @@ INPUT_NAME = 'input'
 # For tracing models with dynamic shapes: tracers take equal sizes for the same one, and
 # a size of 1 (of the batch or of a feature map) for a constant
 TRACED_BATCH_SIZE, TRACED_SHAPE = 2, (256, 320)
+# With named dimensions, as ONNX has them, PyTorch traces detectors twice
+IMAGE_SIZES = {dim: torch.export.Dim.AUTO for dim in (0, 2, 3)}
 MIN_TORCH = (2, 6)
 
 
@@ -202,14 +205,14 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             follow_input_device(traced)
             traced.save(str(path))
             return
-        # With named dimensions, as ONNX has them, PyTorch traces detectors twice
-        auto = torch.export.Dim.AUTO
-        dynamic = None if static else ({0: auto, 2: auto, 3: auto}, )
-        program = torch.export.export(module, (x, ), dynamic_shapes=dynamic)
-        if format == 'torch-export':
+        # With dynamic sizes, entries of this cache cost more than they save
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            if format == 'onnx':
+                _write_onnx(module, path, x, static, metadata)
+                return
+            program = torch.export.export(
+                module, (x, ), dynamic_shapes=None if static else (IMAGE_SIZES, ))
             torch.export.save(program, path)
-        else:
-            _write_onnx(program, path, x, static, module.output_names, metadata)
 
 
 def follow_input_device(traced: Any) -> None:
@@ -232,13 +235,22 @@ def follow_input_device(traced: Any) -> None:
     torch._C._jit_pass_dce(graph)
 
 
-def _write_onnx(exported: torch.export.ExportedProgram, path: Path, x: Tensor,
-                static: bool, output_names: Sequence[str], metadata: dict) -> None:
-    dynamic = None if static else ({0: 'batch', 2: 'height', 3: 'width'}, )
+def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
+                ) -> None:
+    functions = [] if static else split_functions(module)
+    arguments = x, [function.arguments() for function in functions]
+    sizes = [function.dynamic_sizes() for function in functions]
+    exported = torch.export.export(
+        Library(module, functions), arguments,
+        dynamic_shapes=None if static else (IMAGE_SIZES, sizes))
     program: Any = torch.onnx.export(
-        exported, (x, ), dynamo=True, verbose=False, dynamic_shapes=dynamic,
-        input_names=[INPUT_NAME], output_names=list(output_names),
+        exported, dynamo=True, verbose=False, input_names=[INPUT_NAME],
+        output_names=[*module.output_names, *(each.name for each in functions)],
+        dynamic_shapes=None if static else (
+            {0: 'batch', 2: 'height', 3: 'width'}, sizes),
         custom_translation_table=onnx_translations())
+    if functions:
+        define_functions(program.model, functions)
     program.model.producer_name = 'mm_efficient'
     program.model.producer_version = __version__
     for key, value in metadata.items():

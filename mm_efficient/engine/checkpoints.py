@@ -102,16 +102,23 @@ class WholeCheckpointHook(CheckpointHook):
         if not self.whole:
             super()._save_checkpoint_with_step(runner, step, meta)
             return
+        hub = runner.message_hub
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            outdated = []
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                self._outdate(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
+                outdated = [self.keep_ckpt_ids.popleft()]
+                self._outdate(self.filename_tmpl.format(*outdated))
             self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+            # A run killed before they are removed does so when it is resumed
+            hub.update_info('keep_ckpt_ids', [*outdated, *self.keep_ckpt_ids])
         self._outdate_interrupted(runner)
         self._write(runner, self.filename_tmpl.format(step), meta)
+        hub.runtime_info.pop(_INTERRUPTED, None)
+        if self.max_keep_ckpts > 0:
+            hub.update_info('keep_ckpt_ids', [*self.keep_ckpt_ids])
 
     def _outdate_interrupted(self, runner: Runner) -> None:
-        interrupted = runner.message_hub.runtime_info.pop(_INTERRUPTED, None)
+        interrupted = runner.message_hub.runtime_info.get(_INTERRUPTED)
         if interrupted is not None and self.max_keep_ckpts > 0:
             self._outdate(osp.basename(str(interrupted)))
 

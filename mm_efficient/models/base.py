@@ -39,10 +39,11 @@ class PyramidBackbone(BaseBackbone):
 
     Args:
         arch (str | dict): A key of ``ARCHS``, or a dict with the same keys as
-            its entries.
+            its entries, and lists as long as theirs.
         in_channels (int): Number of image channels. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return, in increasing order,
-            out of 0, 1, 2, 3 (strides 4, 8, 16, 32). Defaults to (3, ).
+            out of 0, 1, 2, 3 (strides 4, 8, 16, 32); negative ones count from the
+            end. Defaults to (3, ).
         pretrain_size (int, optional): Side in pixels of the square images that the
             weights were trained on. If given, every quantity that drifts with the
             resolution is held at its value for that size; at that size nothing
@@ -58,6 +59,7 @@ class PyramidBackbone(BaseBackbone):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If ``init_cfg`` is neither a dict nor a list of dicts.
     """
 
     ARCHS: dict[str, dict] = {}
@@ -75,6 +77,10 @@ class PyramidBackbone(BaseBackbone):
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None):
+        if not all(isinstance(cfg, dict) for cfg in (
+                init_cfg if isinstance(init_cfg, list) else [init_cfg or {}])):
+            raise TypeError('init_cfg must be a dict, a list of dicts or None, got '
+                            f'{init_cfg!r}')
         super().__init__(init_cfg)
         self.arch_settings = self._parse_arch(arch)
         self.feature_channels = tuple(self.arch_settings['embed_dims'])
@@ -95,19 +101,26 @@ class PyramidBackbone(BaseBackbone):
 
     @classmethod
     def _parse_arch(cls, arch: str | dict) -> dict:
-        """Return the settings of ``arch``, checked for missing and unknown keys."""
+        """Return the settings of ``arch``, checked for keys and lengths."""
         if isinstance(arch, str):
             if arch not in cls.ARCHS:
                 raise ValueError(f'unknown arch {arch!r} of {cls.__name__}, '
                                  f'available: {", ".join(cls.ARCHS)}')
             return cls.ARCHS[arch]
-        expected = set(next(iter(cls.ARCHS.values())))
-        given = set(arch)
+        example = next(iter(cls.ARCHS.values()))
+        expected, given = set(example), set(arch)
         if given != expected:
             raise ValueError(
                 f'an arch dict of {cls.__name__} needs exactly the keys '
                 f'{sorted(expected)}; missing: {sorted(expected - given)}, '
                 f'unknown: {sorted(given - expected)}')
+        for key, value in example.items():
+            if isinstance(value, (list, tuple)) and (
+                    not isinstance(arch[key], (list, tuple))
+                    or len(arch[key]) != len(value)):
+                raise ValueError(
+                    f'{key} of an arch dict of {cls.__name__} needs {len(value)} '
+                    f'entries, as in {value}, got {arch[key]}')
         return dict(arch)
 
     @staticmethod
@@ -115,12 +128,13 @@ class PyramidBackbone(BaseBackbone):
             out_indices: int | Sequence[int]) -> tuple[int, ...]:
         if isinstance(out_indices, int):
             out_indices = (out_indices, )
-        out_indices = tuple(out_indices)
-        if (not out_indices or not set(out_indices) <= set(range(NUM_STAGES))
-                or list(out_indices) != sorted(set(out_indices))):
-            raise ValueError('out_indices must be increasing stage numbers out '
-                             f'of 0, 1, 2, 3, got {out_indices}')
-        return out_indices
+        stages = tuple(i + NUM_STAGES if i < 0 else i for i in out_indices)
+        if (not stages or not set(stages) <= set(range(NUM_STAGES))
+                or list(stages) != sorted(set(stages))):
+            raise ValueError(
+                'out_indices must be increasing stage numbers out of 0, 1, 2, 3 (or -4 '
+                f'to -1, from the end), got {tuple(out_indices)}')
+        return stages
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
@@ -132,19 +146,24 @@ class PyramidBackbone(BaseBackbone):
         Returns:
             tuple[Tensor]: For every i in ``out_indices`` a feature map of shape
             (B, feature_channels[i], ceil(H / s), ceil(W / s)), where
-            s = 4, 8, 16, 32 for i = 0, 1, 2, 3.
+            s = 4, 8, 16, 32 for i = 0, 1, 2, 3. They are contiguous, as a ResNet's,
+            or channels last if ``x`` is.
 
         Raises:
             ValueError: If ``x`` has the wrong number of dimensions or channels,
                 or is smaller than 32 x 32.
         """
         self._check_input(x)
+        # The order of the pixels in memory
+        layout = torch.contiguous_format
+        if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, C_i, ceil(H / s_i), ceil(W / s_i))
             if i in self.out_indices:
-                outs.append(self._feature_map(i, x))
+                outs.append(self._feature_map(i, x).contiguous(memory_format=layout))
         return tuple(outs)
 
     def _feature_map(self, index: int, x: Tensor) -> Tensor:

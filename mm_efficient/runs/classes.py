@@ -161,14 +161,14 @@ def check_class_folders(cfg: Config, splits: Sequence[str],
             raise InputError(
                 f'{folder} has the folders {names[:8]}, but --classes are '
                 f'{list(classes)[:8]}; expected one folder of that name for each.')
-        _check_number(folder, len(names), cfg.model, type_name(dataset))
         first = first or (folder, names)
         if names != first[1]:
             differing = sorted(set(names) ^ set(first[1]))
             raise InputError(
                 f'{first[0]} and {folder} must have the same class folders, but '
-                f'{differing[:4]} are in one of them only. Add the missing ones; '
-                'they may be empty.')
+                f'{differing[:4]} are in one of them only{_not_classes(folder, names)}'
+                '. Add the missing ones; they may be empty.')
+        _check_number(folder, names, cfg.model, type_name(dataset))
     return first[1] if first else []
 
 
@@ -191,15 +191,30 @@ def name_class_folders(cfg: Config, splits: Sequence[str],
             set_class_names(cfg, dataset, names)
 
 
-def _check_number(folder: Path, found: int, model: dict, dataset: str) -> None:
+def _check_number(folder: Path, names: Sequence[str], model: dict, dataset: str
+                  ) -> None:
+    found = len(names)
     expected = head_classes(model) or found
     # CustomDataset also serves a model with more classes
-    if found > expected or found < expected and dataset == 'ImageNet':
-        raise InputError(
-            f'{folder} has {found} class folders, but the model has '
-            f'num_classes={expected}.\n'
-            f'  - to train on the classes of these folders, add --num-classes {found}\n'
-            '  - otherwise the data set is incomplete')
+    if found and (found <= expected and dataset != 'ImageNet' or found == expected):
+        return
+    unusual = _not_classes(folder, names)
+    raise InputError(
+        f'{folder} has {found} class folders{unusual}, but the model has '
+        f'num_classes={expected}.' + ('' if unusual else (
+            f'\n  - to train on the classes of these folders, add --num-classes {found}'
+            '\n  - otherwise the data set is incomplete')))
+
+
+def _not_classes(folder: Path, names: Sequence[str]) -> str:
+    """What is wrong with class folders, as part of a sentence."""
+    hidden = [name for name in names if name.startswith(('.', '__'))]
+    if hidden:
+        return (f' with {hidden}, which MMPretrain counts as classes (remove what is '
+                'no class)')
+    if not names:
+        return ': sort its images into one folder for each class, as in train/'
+    return ''
 
 
 def _folder_datasets(cfg: Config, splits: Sequence[str]

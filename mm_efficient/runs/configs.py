@@ -1,9 +1,12 @@
 """Finding, reading and overriding configs."""
 import copy
+import errno
 import os.path as osp
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from mmengine.config import Config
@@ -15,6 +18,7 @@ from .mini import apply_mini
 from .overrides import check_options
 from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
+EXPECTED = dict(default_scope='name', custom_hooks='list of dicts')
 # Task packages and the extra of this package that installs them
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
 
@@ -67,9 +71,27 @@ def load_config(config: str | Path | Config,
     if mini and not any(key.startswith('model.teacher') for key in options):
         drop_teacher(cfg)
     check_options(cfg, options)
-    cfg.merge_from_dict(options)
+    _merge(cfg, options)
     _allow_no_workers(cfg)
     return cfg
+
+
+def _merge(cfg: Config, options: dict[str, Any]) -> None:
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except Exception as error:  # MMEngine raises whatever comes up
+            known = isinstance(error, KeyError) and error.args
+            reason = ' '.join(str(error.args[0] if known else error).split())
+            raise InputError(f'--cfg-options {key}={value}: {reason}') from None
+    kinds: list[tuple[str, Any]] = [
+        ('model', dict), ('default_scope', str), ('default_hooks', (dict, NoneType)),
+        ('custom_hooks', (list, tuple, NoneType))]
+    kinds += [(f'{split}_dataloader', (dict, NoneType)) for split in SPLITS]
+    for key, kind in kinds:
+        if not isinstance(cfg.get(key), kind):
+            raise InputError(f'{key} is {cfg.get(key)!r:.60}; expected a '
+                             f'{EXPECTED.get(key, "dict")}.')
 
 
 def _set_classes(cfg: Config, num_classes: int | None,
@@ -106,9 +128,17 @@ def _read_config(path: str) -> Config:
     except ModuleNotFoundError as error:
         raise InputError(f'Config {path} needs a package that is not '
                          f'installed: {error}.') from None
-    except (SyntaxError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f'Config {path} cannot be read: '
-                         f'{type(error).__name__}: {error}') from None
+    except Exception as error:  # a config is a program
+        if isinstance(error, RecursionError) or \
+                isinstance(error, OSError) and error.errno == errno.EMFILE:
+            reason = 'a file in _base_ is its own base'
+        else:
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        lines = [f' ({frame.filename}, line {frame.lineno})'
+                 for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.name == '<module>']
+        raise InputError(f'Config {path} cannot be read: {reason}'
+                         f'{lines[-1] if lines else ""}') from None
 
 
 def _check_complete(cfg: Config) -> None:

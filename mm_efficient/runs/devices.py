@@ -1,11 +1,15 @@
 """What a run needs of its GPU before the first tensor is on it."""
 import logging
+import multiprocessing
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+
+from ..errors import InputError
 
 FIRST_GPU = Path('/dev/nvidia0')
 
@@ -35,3 +39,28 @@ def warn_of_unused_gpu() -> None:
         f'{built}) cannot use it, so everything runs on the CPU. Update the driver, or '
         'install PyTorch for the CUDA version that nvidia-smi shows.',
         logger='current', level=logging.WARNING)
+
+
+def check_workers(cfg: Config, splits: Iterable[str]) -> None:
+    """Check that processes which load data can send it.
+
+    Args:
+        cfg (Config): Config of the run.
+        splits (Iterable[str]): What it reads, any of 'train', 'val' and 'test'.
+
+    Raises:
+        InputError: Without shared memory, as in some containers.
+    """
+    loaders = [split for split in splits
+               if (cfg.get(f'{split}_dataloader') or {}).get('num_workers')]
+    if not loaders:
+        return
+    try:
+        multiprocessing.Lock()
+        torch.zeros(1).share_memory_()
+    except (OSError, RuntimeError) as error:
+        options = ' '.join(f'{split}_dataloader.num_workers=0' for split in loaders)
+        raise InputError(
+            f'{loaders[0]}_dataloader.num_workers needs shared memory, /dev/shm, which '
+            f'cannot be written ({" ".join(str(error).split())}). Mount it writable '
+            f'(docker: --shm-size=8g), or use --cfg-options {options}.') from None

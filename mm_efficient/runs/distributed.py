@@ -19,6 +19,38 @@ T = TypeVar('T')
 LOCAL_RANK = dict(
     pytorch='LOCAL_RANK', slurm='SLURM_LOCALID', mpi='OMPI_COMM_WORLD_LOCAL_RANK')
 
+# Environment variables that a launcher sets for every process
+ENVIRONMENT = dict(
+    pytorch=('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
+         'MASTER_ADDR'))
+STARTED_BY = dict(
+    pytorch='tools/dist_train.sh or dist_test.sh (torchrun)',
+    slurm='tools/slurm_train.sh or slurm_test.sh (srun)', mpi='mpirun of Open MPI')
+
+
+def check_environment(launcher: str) -> None:
+    """Check that a launcher has started this process.
+
+    Args:
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        InputError: If its variables are missing or no numbers.
+    """
+    names = ENVIRONMENT.get(launcher, ())
+    missing = [name for name in names if not os.environ.get(name)]
+    wrong = [f'{name}={os.environ[name]}' for name in names if name not in missing
+             and name not in ('MASTER_ADDR', 'SLURM_NODELIST')
+             and not os.environ[name].isdecimal()]
+    if missing or wrong:
+        reason = f'does not have {", ".join(missing)}' if missing else \
+            f'has {", ".join(wrong)}, expected numbers'
+        raise InputError(
+            f'--launcher {launcher}: the environment {reason}. Start the processes '
+            f'with {STARTED_BY[launcher]}, or leave --launcher out for a single one.')
+
 
 def join_processes(cfg: Config, launcher: str) -> None:
     """Join the other processes of a run, on machines with and without a GPU.

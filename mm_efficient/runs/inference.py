@@ -1,13 +1,18 @@
 """Class names of a checkpoint, and predictions from OpenMMLab's inferencers."""
 import copy
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.dataset import default_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, DefaultScope
+from mmpretrain.apis import ImageClassificationInferencer
+from mmpretrain.registry import TRANSFORMS
 
 from ..errors import explain
 from ..weights.checking import check_checkpoint
@@ -49,6 +54,21 @@ def _num_classes(model: dict) -> int:
     return (head[-1] if isinstance(head, (list, tuple)) else head)['num_classes']
 
 
+class FileInferencer(ImageClassificationInferencer):
+    """Classifies image files as testing does: the whole test pipeline reads them.
+
+    MMPretrain's own inferencer decodes them with OpenCV, whatever the config says.
+    """
+
+    def _init_pipeline(self, cfg: Config) -> Compose:
+        pipeline = split_datasets(cfg, 'test')[0]['pipeline']
+        return Compose([TRANSFORMS.build(transform) for transform in pipeline])
+
+    def preprocess(self, inputs: list[str], batch_size: int = 1) -> Iterator[Any]:
+        samples = (self.pipeline(dict(img_path=path)) for path in inputs)
+        yield from map(default_collate, self._get_chunk_data(samples, batch_size))
+
+
 def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) -> Any:
     """Build the OpenMMLab inferencer for the task of a config.
 
@@ -81,11 +101,9 @@ def _build(cfg: Config, checkpoint: str, device: str, meta: dict) -> Any:
     palette = np.random.RandomState(0).randint(256, size=size).tolist()
     meta = {'palette': palette, **meta}
     if cfg.default_scope == 'mmpretrain':
-        from mmpretrain.apis import ImageClassificationInferencer
         from mmpretrain.utils import progress
         progress.disable_progress_bar = True
-        inferencer = ImageClassificationInferencer(
-            cfg, checkpoint, device, classes=meta['classes'])
+        inferencer = FileInferencer(cfg, checkpoint, device, classes=meta['classes'])
     elif cfg.default_scope == 'mmdet':
         from mmdet.apis import DetInferencer
         cfg.visualizer = dict(type='DetLocalVisualizer')

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseTTAModel, PretrainedInit
+from mmengine.dist import get_world_size
+from mmengine.model import BaseTTAModel, PretrainedInit, revert_sync_batchnorm
 from mmengine.registry import MODELS as ALL_MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.registry import MODELS
@@ -54,7 +55,7 @@ def build_on_meta(settings: dict) -> nn.Module:
 
 
 def check_model(cfg: Config, pretrained: bool = True) -> None:
-    """Check the backbone of a config, if it is one of this package.
+    """Check the model of a config, and most of all a backbone of this package.
 
     Args:
         cfg (Config): Config of the run.
@@ -67,7 +68,9 @@ def check_model(cfg: Config, pretrained: bool = True) -> None:
             expects different channels.
     """
     settings = inner_model(cfg.model).get('backbone')
-    if not settings or not is_ours(settings.get('type')):
+    if not isinstance(settings, dict) or not is_ours(settings.get('type')):
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            _build(cfg.model)
         return
     kind = settings['type']
     if (isinstance(kind, str) and '.' not in kind
@@ -121,11 +124,7 @@ def _check_features(cfg: Config, backbone: Any) -> None:
     if cfg.default_scope == 'mmpretrain':
         settings = {**settings, 'train_cfg': None}  # logs that it is there
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
-        try:
-            model = build_on_meta(settings)
-        except Exception as error:
-            raise InputError(f'The model of the config cannot be built: '
-                             f'{type(error).__name__}: {error}') from error
+        model = _build(settings)
         try:
             image = torch.zeros(1, backbone.in_channels, *TRIAL_SHAPE, device='meta')
             features = backbone.eval()(image)
@@ -136,6 +135,7 @@ def _check_features(cfg: Config, backbone: Any) -> None:
             model = ALL_MODELS.build(copy.deepcopy(settings))
             failed = _try_successors(model, _like(features, 'cpu'))
     if failed is None:
+        _check_batch(cfg, model, features)
         return
     part, problem = failed
     reason = (str(problem).strip() or 'an assertion').splitlines()[0]
@@ -150,14 +150,43 @@ def _check_features(cfg: Config, backbone: Any) -> None:
         'those.')
 
 
+def _check_batch(cfg: Config, model: Any, features: Sequence[Tensor]) -> None:
+    """Check that no batch norm gets one image with a map of one pixel in training."""
+    if (cfg.get('train_dataloader') or {}).get('batch_size') != 1 or any(
+            isinstance(module, nn.SyncBatchNorm) and get_world_size() > 1
+            for module in model.modules()):
+        return
+    model = revert_sync_batchnorm(model)
+    device = next(model.parameters()).device
+    large = tuple(torch.zeros(*x.shape[:2], *(4 * size for size in x.shape[2:]),
+                              device=device) for x in features)
+    with torch.no_grad():
+        failed = _try_successors(model, large, training=True)
+    if failed is not None and 'more than 1 value per channel' in str(failed[1]):
+        raise InputError(
+            f'train_dataloader.batch_size is 1, but model.{failed[0]} has a batch norm '
+            'on a map of 1 x 1 pixel, which needs at least 2 images in a batch '
+            f'({failed[1]}).')
+
+
+def _build(settings: dict) -> Any:
+    try:
+        return build_on_meta(settings)
+    except Exception as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        reason = ' '.join(str(text).split())
+        raise InputError('The model of the config cannot be built: '
+                         f'{type(error).__name__}: {reason}') from error
+
+
 def _like(features: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(x.shape, device=device) for x in features)
 
 
-def _try_successors(model: Any, features: tuple[Tensor, ...]
+def _try_successors(model: Any, features: tuple[Tensor, ...], training: bool = False
                     ) -> tuple[str, Exception] | None:
     """Name the part of a model that cannot run on feature maps, and its error."""
-    model.eval()
+    model.train(training)
     part = 'neck'
     try:
         if getattr(model, 'with_neck', False):

@@ -1,8 +1,28 @@
 """Command-line options that tools have in common."""
 import argparse
 import os
+import sys
+from typing import Any
 
 from mmengine.config import DictAction
+
+
+class OptionsAction(DictAction):
+    """MMEngine's ``KEY=VALUE`` options, with one line for what it cannot read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any,
+                 option_string: str | None = None) -> None:
+        """Add options to the namespace."""
+        for text in values:
+            key = text.partition('=')[0]
+            if '=' not in text or not all(key.split('.')):
+                sys.exit(f'error: {option_string} {text}: expected KEY=VALUE, such as '
+                         'train_cfg.max_epochs=1.')
+            try:
+                super().__call__(parser, namespace, [text], option_string)
+            except (AssertionError, RecursionError):
+                sys.exit(f'error: {option_string} {text}: brackets are not closed; '
+                         'expected key="[a,b]" or key="[(a,b),(c,d)]", no spaces.')
 
 
 def tool_parser(description: str | None) -> argparse.ArgumentParser:
@@ -25,7 +45,7 @@ def tool_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument('--num-classes', type=int, metavar='N',
                         help='number of classes of every head')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
         help='override settings of the config: train_cfg.max_epochs=1 key="[a,b]" '
         'key="[(a,b),(c,d)]" (no spaces)')
     return parser

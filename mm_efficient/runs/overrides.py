@@ -91,11 +91,19 @@ def check_length(cfg: Config) -> None:
     Raises:
         InputError: If not.
     """
+    settings = cfg.get('train_cfg') or {}
+    if not isinstance(settings, dict):
+        raise InputError(f'train_cfg is {settings!r}; expected a dict.')
     for key in ('max_epochs', 'max_iters'):
-        value = (cfg.get('train_cfg') or {}).get(key)
+        value = settings.get(key)
         if value is not None and not (isinstance(value, (int, float)) and value >= 1):
             raise InputError(f'train_cfg.{key} is {value!r}; expected a positive '
                              'integer.')
+    interval = settings.get('val_interval', 1)
+    if not isinstance(interval, (int, float)) or interval == 0:
+        raise InputError(f'train_cfg.val_interval is {interval!r}; expected a positive '
+                         'integer. For a training without validation set val_cfg, '
+                         'val_dataloader and val_evaluator to None.')
 
 
 def check_save_best(cfg: Config) -> None:

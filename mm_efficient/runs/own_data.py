@@ -22,7 +22,9 @@ from .coco import (
     own_categories,
     reads_coco,
 )
+from .coco_entries import check_coco_entries
 from .data_checks import check_data
+from .image_checks import check_images
 from .label_maps import LabelFormat, find_label_format
 from .mini import generate_mini_data
 from .traversal import SPLITS, inner_model, split_datasets, type_name
@@ -71,7 +73,11 @@ def check_splits(cfg: Config, splits: Sequence[str], mini: bool = False,
         generate_mini_data(cfg.default_scope)
     for split in splits:
         check_data(cfg, split)
-    return find_classes(cfg, splits, classes, num_classes, trained)
+    found = find_classes(cfg, splits, classes, num_classes, trained)
+    for split in splits:
+        check_coco_entries(cfg, split)
+        check_images(cfg, split)
+    return found
 
 
 def find_classes(cfg: Config, splits: Sequence[str],

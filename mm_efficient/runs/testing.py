@@ -10,16 +10,24 @@ from ..engine.metrics import DumpSegResults
 from ..errors import InputError
 from ..files import check_output
 from ..weights.checking import check_checkpoint
+from .arguments import check_arguments
 from .configs import drop_teacher, load_config, require
 from .data_checks import check_data
-from .devices import allow_determinism, warn_of_unused_gpu
-from .distributed import first_process_reports, join_processes, once_per_machine
+from .devices import allow_determinism, check_workers, warn_of_unused_gpu
+from .distributed import (
+    check_environment,
+    first_process_reports,
+    join_processes,
+    once_per_machine,
+)
+from .failures import find_cause, name_files, no_empty_work_dir
 from .model_checks import check_model, check_weights
 from .own_data import FoundClasses, check_splits, use_classes
 from .runner import build_runner
 from .settings import add_hook, set_work_dir
 from .traversal import type_name
 from .tta import check_tta, use_tta
+from .work_dirs import check_work_dir
 
 
 def test(config: str | Path | Config,
@@ -77,10 +85,13 @@ def test(config: str | Path | Config,
         num_classes=num_classes, classes=classes, tta=tta, out=out, show=show,
         show_dir=show_dir, wait_time=wait_time, cfg_options=cfg_options,
         launcher=launcher, mini=mini)
-    runner = build_runner(cfg)
-    if out is not None:
-        dump_predictions(runner, str(out))
-    return runner.test()
+    with find_cause(cfg, ('test', )):
+        with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir):
+            runner = build_runner(cfg)
+            name_files(runner.test_loop.dataloader.dataset)
+        if out is not None:
+            dump_predictions(runner, str(out))
+        return runner.test()
 
 
 def prepare_testing(config: str | Path | Config,
@@ -115,6 +126,7 @@ def prepare_testing(config: str | Path | Config,
                           num_classes=num_classes, classes=classes)
         require(cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
         set_work_dir(cfg, work_dir)
+        check_arguments(cfg, ['test'])
         drop_teacher(cfg)
         if tta:
             use_tta(cfg)
@@ -124,6 +136,7 @@ def prepare_testing(config: str | Path | Config,
         if show:
             show_predictions(cfg, wait_time)
         allow_determinism(cfg)
+        check_environment(launcher)
     join_processes(cfg, launcher)
     found = once_per_machine(
         lambda: _check_testing(cfg, out, mini, classes, num_classes))
@@ -140,6 +153,8 @@ def _check_testing(cfg: Config, out: str | Path | None, mini: bool,
                    num_classes: int | None) -> FoundClasses:
     """Check data and weights; return the classes."""
     warn_of_unused_gpu()
+    check_work_dir(cfg.work_dir)
+    check_workers(cfg, ['test'])
     if out is not None:
         check_output(out, ('.pkl', '.pickle'))
     if any(hook.get('test') for hook in cfg.get('custom_hooks') or []

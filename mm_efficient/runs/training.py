@@ -1,6 +1,7 @@
 """Training."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmengine.config import Config
@@ -9,9 +10,16 @@ from mmengine.runner import Runner
 from ..engine.stopping import SignalWatch, StopHook
 from ..errors import InputError
 from ..weights.checking import check_checkpoint
+from .arguments import check_arguments
 from .configs import load_config, require
-from .devices import allow_determinism, warn_of_unused_gpu
-from .distributed import first_process_reports, join_processes, once_per_machine
+from .devices import allow_determinism, check_workers, warn_of_unused_gpu
+from .distributed import (
+    check_environment,
+    first_process_reports,
+    join_processes,
+    once_per_machine,
+)
+from .failures import find_cause, name_files, no_empty_work_dir
 from .model_checks import check_model, check_teacher, check_weights
 from .overrides import check_length, check_save_best
 from .own_data import FoundClasses, check_splits, use_classes
@@ -25,7 +33,7 @@ from .settings import (
     use_amp,
     use_auto_scale_lr,
 )
-from .work_dirs import find_start, in_use, make_durable
+from .work_dirs import check_work_dir, find_start, in_use, make_durable, take_resume
 
 SPLITS = ('train', 'val')  # read during training
 
@@ -85,8 +93,8 @@ def train(config: str | Path | Config,
 
     Raises:
         InputError: If an argument, the config, the data or the weights are wrong, or
-            another run uses the work dir; nothing has been written then, except when
-            there are too few images for a batch.
+            another run uses the work dir; nothing has been written then. Data that are
+            too large to check before are checked when they are read.
         StoppedError: If a signal has stopped the run, see
             :class:`~mm_efficient.engine.StopHook`.
     """
@@ -96,10 +104,13 @@ def train(config: str | Path | Config,
         allow_changes=allow_changes, auto_resume=auto_resume, amp=amp,
         auto_scale_lr=auto_scale_lr, cfg_options=cfg_options, launcher=launcher,
         mini=mini)
-    with in_use(cfg.work_dir), SignalWatch() as watch:
-        runner = build_runner(cfg)
-        with first_process_reports(launcher):
+    with in_use(cfg.work_dir), SignalWatch() as watch, find_cause(cfg, SPLITS):
+        with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir):
+            runner = build_runner(cfg)
             check_num_batches(runner)
+            for loop in (runner.train_loop, runner.val_loop):
+                if loop is not None:
+                    name_files(loop.dataloader.dataset)
         for hook in runner.hooks:
             if isinstance(hook, StopHook):
                 hook.watch = watch
@@ -139,6 +150,7 @@ def prepare_training(config: str | Path | Config,
                           num_classes=num_classes, classes=classes)
         require(cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
         check_length(cfg)
+        check_arguments(cfg, SPLITS)
         check_save_best(cfg)
         set_work_dir(cfg, work_dir)
         if pretrained is not None:
@@ -149,16 +161,20 @@ def prepare_training(config: str | Path | Config,
             use_auto_scale_lr(cfg)
         if allow_changes and not (resume or auto_resume):
             raise InputError('--allow-changes has no effect without --resume.')
-        start = find_start(cfg, resume, auto_resume)
-        if start:
-            set_resume(cfg, start, allow_changes)
-        make_resumable(cfg)
-        make_durable(cfg)
-        allow_determinism(cfg)
+        resume = take_resume(cfg, resume)
+        check_environment(launcher)
     join_processes(cfg, launcher)
+    read: dict[str, Any] = {}  # the checkpoint, in the process that has looked for it
+    start = once_per_machine(
+        lambda: find_start(cfg.work_dir, resume, auto_resume, read))
+    if start:
+        set_resume(cfg, start, allow_changes)
+    make_resumable(cfg)
+    make_durable(cfg)
+    allow_determinism(cfg)
     record_processes(cfg)
     seed, found = once_per_machine(
-        lambda: _check_training(cfg, mini, classes, num_classes, allow_changes))
+        lambda: _check_training(cfg, mini, classes, num_classes, allow_changes, read))
     if seed is not None:
         # MMEngine restores it too, but after building the data loader
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
@@ -167,23 +183,28 @@ def prepare_training(config: str | Path | Config,
 
 
 def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
-                    num_classes: int | None, allow_changes: bool
+                    num_classes: int | None, allow_changes: bool,
+                    read: Mapping[str, Any]
                     ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
     warn_of_unused_gpu()
+    check_work_dir(cfg.work_dir)
+    check_workers(cfg, SPLITS)
     check_model(cfg)
     check_teacher(cfg)
     found = check_splits(cfg, SPLITS, mini, classes, num_classes)
-    return check_start(cfg, allow_changes), found
+    return check_start(cfg, allow_changes, read), found
 
 
-def check_start(cfg: Config, allow_changes: bool = False) -> int | None:
+def check_start(cfg: Config, allow_changes: bool = False,
+                read: Mapping[str, Any] = MappingProxyType({})) -> int | None:
     """Check the checkpoint that a run resumes or starts from, if it is local.
 
     Args:
         cfg (Config): Config of the run, with ``work_dir``.
         allow_changes (bool): Whether the run may differ from the one to resume.
             Defaults to False.
+        read (Mapping): Checkpoints that have been read, by path. Defaults to none.
 
     Returns:
         int | None: The seed of the run to resume, if known.
@@ -194,7 +215,7 @@ def check_start(cfg: Config, allow_changes: bool = False) -> int | None:
     resume, path = bool(cfg.get('resume')), cfg.get('load_from')
     if path is None:
         return None
-    checkpoint = check_checkpoint(path, resume)
+    checkpoint = read.get(path) or check_checkpoint(path, resume)
     if checkpoint is None:
         return None
     check_weights(cfg, checkpoint, path, complete=resume)

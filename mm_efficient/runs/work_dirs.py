@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,35 @@ def make_durable(cfg: Config) -> None:
         add_hook(cfg, dict(type='StopHook'))
 
 
-def find_start(cfg: Config, resume: bool | str | Path | None = None,
-               auto_resume: bool = False) -> str | Path | None:
+def take_resume(cfg: Config, resume: bool | str | Path | None
+                ) -> bool | str | Path | None:
+    """Let ``resume=True`` of a config without ``load_from`` count as an argument.
+
+    Args:
+        cfg (Config): Config of the run. Its ``resume`` is reset then.
+        resume (bool | str | Path, optional): The argument.
+
+    Returns:
+        bool | str | Path | None: A checkpoint, or True for the latest one.
+    """
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.resume = False
+        return resume or True
+    return resume
+
+
+def find_start(work_dir: str | Path, resume: bool | str | Path | None = None,
+               auto_resume: bool = False, read: dict[str, Any] | None = None
+               ) -> str | Path | None:
     """Find the checkpoint that a run continues from.
 
     Args:
-        cfg (Config): Config of the run, with ``work_dir``. ``resume`` without
-            ``load_from`` counts as True, and is reset.
+        work_dir (str | Path): Folder of the run.
         resume (bool | str | Path, optional): A checkpoint, or True for the latest one
             in the work dir. Defaults to None.
         auto_resume (bool): Whether to prefer the latest one in the work dir, if there
             is one. Defaults to False.
+        read (dict, optional): Receives the content of the latest one by its path.
 
     Returns:
         str | Path | None: The checkpoint. None for a run that starts from the
@@ -61,17 +80,19 @@ def find_start(cfg: Config, resume: bool | str | Path | None = None,
     Raises:
         InputError: If there are checkpoints in the work dir, but none is complete.
     """
-    if cfg.get('resume') and cfg.get('load_from') is None:
-        resume, cfg.resume = resume or True, False
-    latest = latest_checkpoint(cfg.work_dir) if auto_resume or resume is True else None
+    latest = None
+    if auto_resume or resume is True:
+        latest = latest_checkpoint(work_dir, read)
     return latest or (None if resume is True else resume or None)
 
 
-def latest_checkpoint(work_dir: str | Path) -> str | None:
+def latest_checkpoint(work_dir: str | Path, read: dict[str, Any] | None = None
+                      ) -> str | None:
     """Find the newest checkpoint of a run that can be resumed from.
 
     Args:
         work_dir (str | Path): Its folder, which may have been moved.
+        read (dict, optional): Receives the content of the checkpoint by its path.
 
     Returns:
         str | None: Path of the checkpoint that ``last_checkpoint`` names, else of the
@@ -84,7 +105,7 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     reasons: list[str] = []
     for path in _candidates(Path(work_dir)):
         try:
-            check_checkpoint(str(path), resume=True)
+            content = check_checkpoint(str(path), resume=True)
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -92,6 +113,8 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         if reasons and rank == '0':
             print(*(f'warning: {reason}' for reason in reasons),
                   f'Resuming from the one before: {path}', sep='\n', file=sys.stderr)
+        if read is not None:
+            read[str(path)] = content
         return str(path)
     if reasons:
         raise InputError(f'{work_dir} has no checkpoint to resume from. {reasons[0]} '
@@ -116,6 +139,30 @@ def _candidates(work_dir: Path) -> list[Path]:
     return list(dict.fromkeys([*first[:1], *newest]))
 
 
+def check_work_dir(work_dir: str | Path) -> None:
+    """Check that a folder can be made and written to, without making it.
+
+    Args:
+        work_dir (str | Path): The folder.
+
+    Raises:
+        InputError: If not.
+    """
+    text = str(work_dir)
+    if not text or '\0' in text:
+        raise InputError(f'The work dir {text!r} is not a path.')
+    folder = Path(work_dir).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = 'is a file' if folder.is_file() else error.strerror
+        raise InputError(f'The work dir {work_dir} cannot be written: {folder} '
+                         f'{reason}. Choose another --work-dir.') from None
+
+
 @contextlib.contextmanager
 def in_use(work_dir: str | Path) -> Iterator[None]:
     """Context in which no other run may use a work dir.
@@ -131,6 +178,7 @@ def in_use(work_dir: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(work_dir, LOCK)
+    made = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a+', encoding='utf-8') as file:
         _lock(file, path)
@@ -138,6 +186,9 @@ def in_use(work_dir: str | Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                for folder in made:
+                    folder.rmdir()
 
 
 def _lock(file: Any, path: Path) -> None:

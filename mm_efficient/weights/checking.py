@@ -53,8 +53,15 @@ def _check_training_state(checkpoint: Mapping[str, Any], path: str) -> None:
         faults += [f'meta.{key}' for key in ('epoch', 'iter')
                    if not isinstance(meta.get(key), int)]
     optimizer = checkpoint.get('optimizer')
-    if isinstance(optimizer, Mapping) and 'param_groups' not in optimizer:
+    groups = optimizer.get('param_groups') if isinstance(optimizer, Mapping) else []
+    if not isinstance(groups, list) or not all(
+            isinstance(group, Mapping) and 'params' in group for group in groups):
         faults.append('optimizer.param_groups')
+    elif isinstance(optimizer, Mapping) and not isinstance(
+            optimizer.get('state', {}), Mapping):
+        faults.append('optimizer.state')
+    if not isinstance(checkpoint.get('param_schedulers', []), (list, Mapping)):
+        faults.append('param_schedulers')
     if faults:
         raise InputError(
             f'Checkpoint {path} has no training state to resume from: it lacks '

@@ -19,6 +19,9 @@ from ..version import __version__
 from .family import FAMILIES, CheckpointError, Family, Layout, Source, Tensors
 from .matching import list_some, nested_state_dicts, strip_wrappers
 
+LARGEST_VIEW = 1 << 30  # bytes of a tensor that repeats a few values
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class OwnCheckpointError(CheckpointError):
     """A checkpoint to convert is in our layout already."""
@@ -213,6 +216,9 @@ def _make(source: Source, tensors: Tensors, expected: Tensor
           ) -> tuple[Tensor | None, str | None]:
     """Return our tensor, and what is wrong with it if anything."""
     parts = [tensors[key].detach() for key in source.keys]
+    fault = next(filter(None, (_unusable(part, expected) for part in parts)), None)
+    if fault:
+        return None, fault
     try:
         value = source.make(*parts)
     except RuntimeError:  # the parts do not match
@@ -230,6 +236,20 @@ def _make(source: Source, tensors: Tensors, expected: Tensor
     if value.is_floating_point() and not value.isfinite().all():
         return value, 'holds values that are not finite'
     return value, None
+
+
+def _unusable(part: Tensor, expected: Tensor) -> str | None:
+    """Why nothing can be made of a published tensor."""
+    if part.layout != torch.strided or part.is_quantized:
+        return 'is sparse or quantized, expected plain values'
+    if part.is_meta:
+        return 'has a shape, but no values'
+    size, stored = part.numel() * part.element_size(), part.untyped_storage().nbytes()
+    if size > max(stored, LARGEST_VIEW):
+        return f'claims {part.numel()} values, of which the file has {stored} bytes'
+    if expected.is_floating_point() and part.dtype not in FLOATS:
+        return f'expected {expected.dtype}, got {part.dtype}'
+    return None
 
 
 def _build_on_meta(config: dict) -> nn.Module:

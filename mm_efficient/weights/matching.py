@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+DEEPEST = 8  # levels of a checkpoint to look at; a dict may hold itself
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -71,7 +73,7 @@ def nested_state_dicts(node: Mapping, path: tuple[str, ...] = ()
                if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
         yield path, tensors
-    for key, value in node.items():
+    for key, value in node.items() if len(path) < DEEPEST else ():
         if isinstance(key, str) and isinstance(value, Mapping):
             yield from nested_state_dicts(value, (*path, key))
 

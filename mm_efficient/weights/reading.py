@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..errors import explain
 from ..files import whole_file
 from .conversion import (
     Conversion,
@@ -96,11 +97,16 @@ def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
     Args:
         checkpoint (dict): Anything that ``torch.save`` accepts.
         path (str | Path): File to write; its folder is created if needed.
+
+    Raises:
+        ExecutionError: If it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as draft:
-        torch.save(checkpoint, draft)
+    with explain(f'{path} cannot be written', 'Nothing of it is left; check space and '
+                 'permissions.'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft:
+            torch.save(checkpoint, draft)
 
 
 def read_untrusted(source: str) -> Any:

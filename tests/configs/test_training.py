@@ -74,6 +74,8 @@ def shrink(config, root, task):
         heads = config.model.get('roi_head', config.model)
         for head in {'bbox_head', 'mask_head'} & set(heads):
             heads[head].num_classes = len(mini.CLASSES[folder])
+        if 'roi_head' in config.model:
+            heads.bbox_head.fc_out_channels = 64
         # An untrained model is never sure, and no detection means no metric.
         test_cfg = config.model.test_cfg
         test_cfg.get('rcnn', test_cfg).update(score_thr=0.0, max_per_img=10)
@@ -92,6 +94,8 @@ def shrink(config, root, task):
     config.model.backbone.pop('init_cfg', None)  # published weights
     if task == 'seg':
         config.model.data_preprocessor.size = (64, 64)
+        if 'upernet' in config.filename:
+            config.model.decode_head.channels = 64
         config.train_cfg.update(max_iters=2, val_interval=2)
     else:
         config.train_cfg.max_epochs = 1

@@ -12,7 +12,8 @@ import torch
 
 TESTS = Path(__file__).parents[1]
 # Models and runners of the tests for the CPU
-sys.path[:0] = [str(TESTS / room) for room in ('models', 'engine', 'deploy')]
+sys.path[:0] = [
+    str(TESTS / room) for room in ('models', 'engine', 'deploy', 'mmcv_ops')]
 
 import mm_efficient  # noqa: E402
 from mm_efficient.files import whole_file  # noqa: E402

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmcv import ops
 from mmpretrain.registry import MODELS
+from recorded import CALLS, operator_tensors, run
 from test_layers import float32_operators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -100,7 +101,7 @@ def test_lowformer_uses_flash(layout):
         assert model(x)[0].isfinite().all()
 
 
-# -------------------------------------------------- mmcv's operators in compat
+# ------------------------------------------------------------ mmcv's operators
 
 
 def random_boxes(num, size=600):
@@ -113,7 +114,7 @@ def random_boxes(num, size=600):
 
 @pytest.mark.parametrize('dtype', [torch.float32, *HALF])
 @pytest.mark.parametrize('offset', [0, 1])
-def test_compat_nms_cuda_equals_cpu(dtype, offset):
+def test_mmcv_nms_cuda_equals_cpu(dtype, offset):
     boxes, scores = random_boxes(1000)
     boxes = boxes.to(dtype)
     _, expected = ops.nms(boxes, scores.to(boxes), 0.5, offset)
@@ -132,7 +133,7 @@ def determinism(request):
 
 @pytest.mark.parametrize('dtype', [torch.float32, *HALF])
 @pytest.mark.parametrize('determinism', [False, True], indirect=True)
-def test_compat_roi_align_cuda(dtype, determinism, figures, request):
+def test_mmcv_roi_align_cuda(dtype, determinism, figures, request):
     maps = random(1, 256, 200, 336).to(dtype)
     boxes, _ = random_boxes(512)
     rois = torch.cat([torch.zeros(512, 1), boxes], 1).to('cuda', dtype)
@@ -155,7 +156,7 @@ def test_compat_roi_align_cuda(dtype, determinism, figures, request):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-def test_compat_focal_cuda(dtype, figures, request):
+def test_mmcv_focal_cuda(dtype, figures, request):
     """Level P3 of two images of 800 x 1344, nine anchors and 80 classes."""
     logits = (3 * random(2 * 100 * 168 * 9, 80)).to(dtype).requires_grad_()
     generator = torch.Generator().manual_seed(1)
@@ -181,3 +182,68 @@ def test_compat_focal_cuda(dtype, figures, request):
     # The loss, its gradient and float32 temporaries of at most three times the logits
     limit = 2 * logits.nbytes + 3 * logits.numel() * 4
     assert gigabytes < limit / 1e9
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
+@pytest.mark.parametrize('name', [name for name in CALLS if 'nms' not in name])
+def test_mmcv_operators_cuda_equal_cpu(name, dtype):
+    if name == 'sync_bn' and dtype != torch.float32:
+        pytest.skip("mmcv's own check refuses it")
+    tensors = {key: tensor.to(dtype).double() if tensor.is_floating_point() else tensor
+               for key, tensor in operator_tensors()[name].items()}
+    wide = torch.float32 if name == 'sync_bn' else torch.float64
+    expected = run(name, tensors, wide)
+    for key, result in run(name, tensors, dtype, 'cuda').items():
+        if key == 'grad_input' and 'max' in name and dtype in HALF:
+            continue  # mmcv keeps the position of the largest sample in half precision
+        assert result.dtype == dtype
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
+        tolerance *= float(expected[key].abs().max())
+        torch.testing.assert_close(
+            result.cpu().to(wide), expected[key].to(wide), rtol=0, atol=tolerance)
+
+
+def deformable_attention():
+    """Encoder of Deformable DETR, two images of 800 x 1344."""
+    shapes = [(100, 168), (50, 84), (25, 42), (13, 21)]
+    sizes = torch.tensor([height * width for height, width in shapes])
+    keys = int(sizes.sum())
+    starts = sizes.cumsum(0) - sizes
+    value, locations = random(2, keys, 8, 32), random(2, keys, 8, 4, 4, 2).sigmoid()
+    weights = random(2, keys, 8, 16).softmax(-1).view(2, keys, 8, 4, 4)
+    function = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction
+    shapes, starts = torch.tensor(shapes).cuda(), starts.cuda()
+    return [value, locations, weights], lambda value, locations, weights: (
+        function.apply(value, shapes, starts, locations, weights, 64))
+
+
+def modulated_convolution():
+    """DyHead on level P3 of two images of 800 x 1344."""
+    inputs = [random(2, 256, 100, 168), random(2, 18, 100, 168),
+              random(2, 9, 100, 168).sigmoid(), random(256, 256, 3, 3)]
+    return inputs, lambda *inputs: ops.modulated_deform_conv2d(*inputs, None, 1, 1)
+
+
+def upsampling():
+    """The largest level of an FPN with CARAFE, two images of 800 x 1344."""
+    inputs = [random(2, 256, 100, 168), random(2, 25, 200, 336).softmax(1)]
+    return inputs, lambda *inputs: ops.carafe(*inputs, 5, 1, 2)
+
+
+@pytest.mark.parametrize('make', [
+    deformable_attention, modulated_convolution, upsampling])
+def test_mmcv_operators_cost(make, figures, request):
+    inputs, function = make()
+    for tensor in inputs:
+        tensor.requires_grad_()
+
+    def step():
+        output = function(*inputs)
+        return torch.autograd.grad(output, inputs, torch.ones_like(output))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    step()
+    torch.cuda.set_sync_debug_mode('default')
+    _, seconds, gigabytes = measure(step)
+    figures[request.node.name] = dict(seconds=seconds, gigabytes=gigabytes)
+    assert seconds < 1 and gigabytes < 6

@@ -1,4 +1,5 @@
 """Whole models of our configs, with one block per stage, that detect something."""
+import copy
 from pathlib import Path
 
 import torch
@@ -11,22 +12,31 @@ from mm_efficient.models.base import fit_where_needed
 from mm_efficient.runs.configs import load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+MADE = {}
 
 
 def small_model(name, **options):
     """The model of a config, such as ``det/soft_tiny_retinanet_1x``."""
+    key = repr((name, options))
+    if key not in MADE:  # copying is faster
+        model = build_model(name, **options)
+        batches = small_images()
+        fit_where_needed(model, (batches[0] - 128) / 64)
+        raise_scores(model)
+        randomize(deploy_model(model), lambda module, x: module.network(x), batches)
+        MADE[key] = model
+    return copy.deepcopy(MADE[key])
+
+
+def build_model(name, **options):
+    """The model as initialised."""
     cfg = load_config(CONFIGS / f'{name}.py', options, num_classes=7)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         with torch.device('meta'):
             arch = MODELS.build(cfg.model.backbone).arch_settings
         cfg.model.backbone.arch = {**arch, 'depths': [1, 1, 1, 1]}
         torch.manual_seed(0)
-        model = MODELS.build(cfg.model).eval()
-    batches = small_images()
-    fit_where_needed(model, (batches[0] - 128) / 64)
-    raise_scores(model)
-    randomize(deploy_model(model), lambda module, x: module.network(x), batches)
-    return model
+        return MODELS.build(cfg.model).eval()
 
 
 def raise_scores(model):

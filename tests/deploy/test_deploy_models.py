@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from small_models import small_images, small_model
+from small_models import build_model, small_images, small_model
 
 from mm_efficient.deploy.detectors import paste_masks
 from mm_efficient.deploy.layers import AdaptiveAverage, StridedFPN
@@ -107,9 +107,10 @@ def test_segmentors_that_pad():
     assert (labels[0] == truth).float().mean() > 0.9999
     plain = small_model('seg/swiftformer_xs_fpn_40k')
     assert (predict(plain, images)[0].pred_sem_seg.data == truth).float().mean() < 0.999
+    fixed = build_model('seg/swiftformer_xs_fpn_40k', **{
+        'model.data_preprocessor.test_cfg': dict(size=(256, 256))})
     with pytest.raises(InputError, match='test_cfg.size pads to a fixed size'):
-        small_model('seg/swiftformer_xs_fpn_40k', **{
-            'model.data_preprocessor.test_cfg': dict(size=(256, 256))})
+        deploy_model(fixed)
 
 
 def test_classifiers_of_several_labels():
@@ -168,9 +169,11 @@ def test_adaptive_average(size):
         _delete_=True, type='SeesawLoss', num_classes=7)}, 'is a Shared2FCBBoxHead'),
 ])
 def test_detectors_that_are_something_else_are_refused(options, reason):
+    with torch.device('meta'):
+        model = build_model('det/lowformer_b0_maskrcnn_1x', **options)
     with pytest.raises(InputError, match=f'RCNN cannot be exported as a whole.*{reason}'
                                          '.*--backbone'):
-        small_model('det/lowformer_b0_maskrcnn_1x', **options)
+        deploy_model(model)
 
 
 def test_other_models_are_refused():
@@ -189,5 +192,6 @@ def test_other_models_are_refused():
 
 def test_sliding_windows_are_refused():
     slide = dict(mode='slide', crop_size=(64, 64), stride=(32, 32))
+    model = build_model('seg/lowformer_b0_upernet_160k', **{'model.test_cfg': slide})
     with pytest.raises(InputError, match="mode='slide'; set it to whole"):
-        small_model('seg/lowformer_b0_upernet_160k', **{'model.test_cfg': slide})
+        deploy_model(model)

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mm_efficient import files
+from mm_efficient.engine.checkpoints import WholeFileBackend
 from mm_efficient.errors import ExecutionError
 
 
@@ -85,6 +86,20 @@ def test_resumed_runs_keep_as_many(tmp_path, kept):
     make(tmp_path, 4, max_keep_ckpts=kept, resume=tmp_path / 'epoch_2.pth').train()
     count = 4 if kept < 0 else kept
     assert names(tmp_path) == [f'epoch_{i}.pth' for i in range(5 - count, 5)]
+
+
+def test_killed_before_the_old_one_is_removed(tmp_path, monkeypatch):
+    make(tmp_path, 1, max_keep_ckpts=1).train()
+
+    def killed(self, *needed):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(WholeFileBackend, 'remove_outdated', killed)
+        make(tmp_path, 3, max_keep_ckpts=1, resume=tmp_path / 'epoch_1.pth').train()
+    assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+    make(tmp_path, 3, max_keep_ckpts=1, resume=tmp_path / 'epoch_2.pth').train()
+    assert names(tmp_path) == ['epoch_3.pth']
 
 
 def test_disk_full(tmp_path, monkeypatch):

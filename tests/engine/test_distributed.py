@@ -80,15 +80,6 @@ def free_port():
         return str(server.getsockname()[1])
 
 
-def run_pytorch(script, folder):
-    return [
-        subprocess.Popen([
-            sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2',
-            f'--master_port={free_port()}', script, 'pytorch', folder
-        ])
-    ]
-
-
 def run_slurm(script, folder):
     common = dict(
         os.environ, SLURM_NTASKS='2', SLURM_NODELIST='localhost',
@@ -100,11 +91,11 @@ def run_slurm(script, folder):
     ]
 
 
-@pytest.mark.parametrize('launch', [run_pytorch, run_slurm])
-def test_two_processes_average_gradients_and_fit_once(launch, tmp_path, cpu_only):
+def test_two_processes_average_gradients_and_fit_once(tmp_path, cpu_only):
+    """As Slurm starts them; tests/tools has two processes of PyTorch's launcher."""
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT)
-    processes = launch(str(script), str(tmp_path))
+    processes = run_slurm(str(script), str(tmp_path))
     try:
         assert [process.wait(timeout=120) for process in processes].count(0) == \
             len(processes)

@@ -56,8 +56,9 @@ def test_metafile_says_what_configs_and_reports_say(name):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_parameters_are_those_of_the_configs(family):
+    """Of all classifiers; heads of the other tasks are measured below."""
     for entry in ENTRIES:
-        if entry.family == family:
+        if entry.family == family and entry.task == 'cls':
             cfg = Config.fromfile(ROOT / entry.config)
             with torch.device('meta'):
                 model = from_config(cfg, entry.variant).build()

@@ -176,6 +176,26 @@ def test_wrong_models(name, changes, message):
         check_model(load(name, **changes))
 
 
+def test_a_batch_of_one_through_batch_norms():
+    cfg = load(UPERNET)
+    cfg.train_dataloader.batch_size = 1
+    with pytest.raises(InputError, match='batch_size is 1, but model.decode_h.*1 x 1'):
+        check_model(cfg, pretrained=False)
+    cfg = load(FPN)
+    cfg.train_dataloader.batch_size = 1
+    check_model(cfg, pretrained=False)
+
+
+@pytest.mark.parametrize('backbone, message', [
+    (dict(type='Nonsense'), 'Nonsense is not in'),
+    (dict(type='ResNet', dpth=50), "argument 'dpth'")])
+def test_models_of_others_that_cannot_be_built(backbone, message):
+    cfg = load(DET)
+    cfg.model.backbone = backbone
+    with pytest.raises(InputError, match=f'cannot be built.*{message}'):
+        check_model(cfg)
+
+
 def test_models_of_others_are_left_alone():
     cfg = load(DET)
     cfg.model.backbone = dict(type='ResNet', depth=50)

@@ -1,13 +1,10 @@
 """Classes of one's own: from the data into heads, data sets and evaluators."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mm_efficient import runs
-from mm_efficient.datasets.mini import generate_dataset
 from mm_efficient.errors import InputError
 from mm_efficient.runs import coco, own_data
 from mm_efficient.runs.classes import head_classes, set_num_classes
@@ -336,32 +333,3 @@ def test_no_head_to_change():
 
 
 # ----------------------------------------------------------------- a whole run
-
-
-def test_train_and_test_a_detector_of_one_class(tiny):
-    """From data in COCO format with another category to its metric."""
-    folder = generate_dataset('coco', 'own', num_train=4, num_val=2)
-    for path in (folder / 'annotations').glob('*.json'):
-        content = json.loads(path.read_text())
-        content['categories'] = [dict(id=9, name='shape')]
-        for annotation in content['annotations']:
-            annotation['category_id'] = 9
-        path.write_text(json.dumps(content))
-    small = {f'{split}_dataloader.{key}': value for split in SPLITS for key, value in
-             {'num_workers': 0, 'persistent_workers': False}.items()}
-    cut = {'train_cfg.max_epochs': 1, 'log_level': 'ERROR', **small,
-           'model.test_cfg.score_thr': 0.}
-    for split, step in zip(SPLITS, (3, 2, 2)):
-        cut[f'{split}_dataloader.dataset.pipeline.{step}.scale'] = (64, 64)
-    for scale in range(3):
-        cut[f'tta_pipeline.2.transforms.0.{scale}.scale'] = (64, 64 + 32 * scale)
-    runs.train(DET, data_root=folder, work_dir='work', pretrained='none',
-               cfg_options=cut)
-    metrics = runs.test(DET, 'work/epoch_1.pth', data_root=folder, tta=True,
-                        cfg_options={**cut, 'test_evaluator.classwise': True})
-    assert 'coco/bbox_mAP' in metrics
-    assert [key for key in metrics if 'precision' in key] == ['coco/shape_precision']
-    # the config in the work dir has everything
-    again = runs.test(Path('work', DET), 'work/epoch_1.pth', cfg_options={
-        'work_dir': 'again', 'test_evaluator.classwise': True})
-    assert [key for key in again if 'precision' in key] == ['coco/shape_precision']

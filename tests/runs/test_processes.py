@@ -122,7 +122,7 @@ def count(module, name):
         return function(*args, **kwargs)
     setattr(module, name, counted)
 
-for name in ('check_model', 'check_teacher', 'check_splits'):
+for name in ('check_model', 'check_teacher', 'check_splits', 'find_start'):
     count(training, name)
 count(reading, 'convert_checkpoint')
 count(loading, 'read_untrusted')
@@ -160,7 +160,7 @@ def test_one_process_checks_and_downloads(server, hub, timm_file):
     first, second = (json.loads(Path(f'{rank}.json').read_text()) for rank in (0, 1))
     assert sorted(first['checked']) == [
         'check_model', 'check_splits', 'check_teacher', 'convert_checkpoint',
-        'read_untrusted']
+        'find_start', 'read_untrusted']
     assert first['loaded'] == []  # what the checks had read
     assert second['checked'] == []
     assert sorted(second['loaded']) == ['convert_checkpoint', 'read_untrusted']

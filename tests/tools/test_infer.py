@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load_tool
+from loading import load_tool
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from PIL import Image
@@ -150,6 +150,9 @@ def test_wrong_arguments(tiny, infer, fails, config):
     assert not Path('predictions/predictions.json').exists()
     Path('notes.jpg').write_text('no image')
     assert 'notes.jpg is not an image' in fails(infer, 'notes.jpg', path, 'random.pth')
+    Image.new('I;16', (64, 64)).save('deep.png')  # the test pipeline reads images
+    assert 'deep.png has more than 8 bits' in fails(
+        infer, 'deep.png', path, 'random.pth', '--mini', '--device', 'cpu')
 
 
 def test_sizes_of_tasks():

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import load_module
+from loading import load_module
 from PIL import Image
 
 from mm_efficient.errors import ExecutionError, InputError

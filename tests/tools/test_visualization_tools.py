@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load_module, load_tool
+from loading import load_module, load_tool
 from mmengine.config import Config
 from PIL import Image
 

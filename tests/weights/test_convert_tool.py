@@ -1,6 +1,7 @@
 """tools/model_converters/convert.py, as a user runs it."""
 import hashlib
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -82,3 +83,55 @@ def test_bad_arguments(source, target, message, tmp_path, convert):
     assert message in error
     assert (tmp_path / 'soft.pth').read_text() == 'precious'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'soft.pth']
+
+
+def huge(tensor):
+    return torch.zeros(1).expand(2 ** 40)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda tensor: tensor.to_sparse(), 'sparse'),
+    (lambda tensor: tensor.to(torch.float8_e4m3fn), 'float8_e4m3fn'),
+    (lambda tensor: tensor.int(), 'expected torch.float32, got torch.int32'),
+    (lambda tensor: tensor.bool(), 'expected torch.float32, got torch.bool'),
+    (lambda tensor: tensor.to('meta'), 'meta|no values'),
+    (huge, '1099511627776'),
+], ids=['sparse', 'float8', 'int', 'bool', 'meta', 'huge'])
+def test_tensors_of_another_kind(tmp_path, published, convert, change, message):
+    source, target = tmp_path / 'soft.pth', tmp_path / 'ours.pth'
+    tensors = published()
+    tensors['head.weight'] = change(tensors['head.weight'])
+    torch.save(tensors, source)
+    error, _ = convert(source, target)
+    assert error.startswith('error: ') and re.search(message, error)
+    assert '\n' not in error and not target.exists()
+
+
+def test_a_dict_that_holds_itself(tmp_path, published, convert):
+    content = dict(state_dict=published())
+    content['self'] = content
+    torch.save(content, tmp_path / 'soft.pth')
+    assert convert(tmp_path / 'soft.pth', tmp_path / 'ours.pth')[0] == 0
+
+
+@pytest.mark.parametrize('target', ['', 'a\0.pth', '/proc/x.pth', 'soft.pth/x.pth'])
+def test_destinations_that_cannot_be_written(tmp_path, monkeypatch, convert, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'soft.pth').write_text('precious')
+    error, _ = convert('soft.pth', target)
+    assert error.startswith('error: ') and '\n' not in error
+    assert [path.name for path in tmp_path.iterdir()] == ['soft.pth']
+
+
+def test_a_full_disk(tmp_path, published, convert, monkeypatch):
+    from mm_efficient.weights import reading
+
+    def save(content, path):
+        path.write_bytes(b'part')
+        raise RuntimeError('[enforce fail at inline_container.cc]\nwrite failed')
+
+    torch.save(published(), tmp_path / 'soft.pth')
+    monkeypatch.setattr(reading.torch, 'save', save)
+    error, _ = convert(tmp_path / 'soft.pth', tmp_path / 'ours.pth')
+    assert error.startswith('error: ') and 'ours.pth cannot be written' in error
+    assert '\n' not in error and len(list(tmp_path.iterdir())) == 1

@@ -10,6 +10,7 @@ import argparse
 import os
 
 from mm_efficient.errors import InputError, error_line
+from mm_efficient.files import check_output
 from mm_efficient.weights.download import sha256
 from mm_efficient.weights.reading import convert_file, write_checkpoint
 
@@ -32,6 +33,9 @@ def parse_args(argv=None):
 
 def check_destination(src, dst):
     """Refuse before anything is downloaded or converted."""
+    for path in (src, dst):
+        if not path or '\0' in path:
+            raise InputError(f'{path!r} is not a path.')
     if os.path.isdir(dst):
         raise InputError(f'{dst} is a folder; name the file to write')
     if dst.endswith('.safetensors'):
@@ -39,6 +43,8 @@ def check_destination(src, dst):
     if os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
         raise InputError(
             f'{dst} is the published file itself; name another file to write')
+    if os.path.isdir(os.path.dirname(os.path.abspath(dst))):  # else it is made later
+        check_output(dst, [os.path.splitext(dst)[1].lower()])
 
 
 def main(argv=None):

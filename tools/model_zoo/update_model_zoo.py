@@ -1,11 +1,12 @@
-"""Generate model-index.yml, the metafiles and the tables of docs/model_zoo.md.
+r"""Generate model-index.yml, the metafiles and the tables of docs/model_zoo.md.
 
 Measures parameters, FLOPs and activations of every config's model (two to three
 minutes), and adds what the authors report (mm_efficient/models/*/weights.py) and the
 latencies that benchmark.py has written to docs/benchmark/ (see docs/reproducing.md).
 
     update_model_zoo.py --keep          # after adding configs, results or a family
-    pytest tests/models -s -k matches_the_published | tee parity.log
+    pytest tests/models -n0 -s -m 'slow or not slow' -k matches_the_published \
+        | tee parity.log
     update_model_zoo.py --parity parity.log
 """
 import argparse

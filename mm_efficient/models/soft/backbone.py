@@ -273,6 +273,24 @@ def resize_position(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
     return grid.permute(0, 2, 3, 1)
 
 
+class LandmarkInverse(nn.Module):
+    """Pseudo-inverse of the landmark kernel matrices.
+
+    Args:
+        normalized (bool): Use the degree-normalised inverse.
+    """
+
+    onnx_function = True  # twenty steps, which are the same in all blocks
+
+    def __init__(self, normalized: bool):
+        super().__init__()
+        self.invert = normalized_inverse if normalized else regularized_inverse
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """(B, heads, m, m) -> (B, heads, m, m)."""
+        return self.invert(kernel)
+
+
 class SOFTAttention(nn.Module):
     """Gaussian-kernel attention through landmarks, plus a convolution of the values.
 
@@ -296,7 +314,7 @@ class SOFTAttention(nn.Module):
                  normalized: bool, pretrain_grid: int | None):
         super().__init__()
         self.num_heads = embed_dims // HEAD_DIMS
-        self.inverse = normalized_inverse if normalized else regularized_inverse
+        self.inverse = LandmarkInverse(normalized)
         self.pretrain_grid = pretrain_grid
         self.q = nn.Linear(embed_dims, embed_dims)
         self.v = nn.Linear(embed_dims, embed_dims)
@@ -411,6 +429,8 @@ class SOFTBlock(nn.Module):
         attn (nn.Module): Attention on (B, h, w, C).
         drop (nn.Module): Dropout or drop path for both branches.
     """
+
+    onnx_function = True  # slow to trace unless sizes are inputs
 
     def __init__(self, embed_dims: int, attn: nn.Module, drop: nn.Module):
         super().__init__()

@@ -1,0 +1,207 @@
+"""Arguments of what a config builds beside the model: known, and of use.
+
+MMEngine finds these faults too, but after it has filled the work dir.
+"""
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import _ParamScheduler
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    VISUALIZERS,
+    DefaultScope,
+    Registry,
+)
+from mmengine.runner import Runner
+
+from ..errors import InputError
+from .traversal import as_list, leaf_datasets, split_metrics
+
+Part = tuple[str, Any, Registry]
+# Keys that are read before a class gets the others
+READ_BEFORE = {'type', '_scope_', 'priority', 'convert_to_iter_based', 'constructor',
+               'paramwise_cfg', 'optimizer'}
+
+
+def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
+    """Check types and arguments of hooks, data, metrics, optimizer and schedules.
+
+    Args:
+        cfg (Config): Config of the run.
+        splits (Iterable[str]): What it reads, any of 'train', 'val' and 'test'.
+
+    Raises:
+        InputError: If a type is unknown, its class does not know an argument, or a
+            number is of no use.
+    """
+    splits = [split for split in splits if cfg.get(f'{split}_dataloader')]
+    for split in splits:
+        _check_loader(cfg, split)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        for key, settings, registry in _parts(cfg, splits):
+            _check_part(key, settings, registry)
+        if 'train' in splits:
+            _check_optimizer(cfg.optim_wrapper)
+
+
+def _parts(cfg: Config, splits: Iterable[str]) -> Iterator[Part]:
+    """Everything that MMEngine builds, with its dotted key."""
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        yield f'default_hooks.{name}', hook, HOOKS
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        yield f'custom_hooks.{i}', hook, HOOKS
+    yield 'visualizer', cfg.get('visualizer'), VISUALIZERS
+    for split in splits:
+        yield from _parts_of_split(cfg, split)
+    if 'train' in splits:
+        yield from _parts_of_optimization(cfg)
+
+
+def _parts_of_split(cfg: Config, split: str) -> Iterator[Part]:
+    loader, key = cfg[f'{split}_dataloader'], f'{split}_dataloader'
+    for name in ('sampler', 'batch_sampler'):
+        yield f'{key}.{name}', loader.get(name), DATA_SAMPLERS
+    for dataset in leaf_datasets(loader['dataset']):
+        yield f'{key}.dataset', dataset, DATASETS
+        for i, step in enumerate(as_list(dataset.get('pipeline'))):
+            yield f'{key}.dataset.pipeline.{i}', step, TRANSFORMS
+    settings = cfg.get(f'{split}_cfg')
+    if isinstance(settings, dict) and 'type' in settings:
+        yield f'{split}_cfg', settings, LOOPS
+    for metric in split_metrics(cfg, split):
+        yield f'{split}_evaluator', metric, METRICS
+
+
+def _parts_of_optimization(cfg: Config) -> Iterator[Part]:
+    wrapper = cfg.optim_wrapper
+    if isinstance(wrapper, dict) and isinstance(wrapper.get('optimizer'), dict):
+        yield ('optim_wrapper', {'type': 'OptimWrapper', **wrapper}, OPTIM_WRAPPERS)
+        yield 'optim_wrapper.optimizer', wrapper['optimizer'], OPTIMIZERS
+        constructor = wrapper.get('constructor')
+        if constructor:
+            yield ('optim_wrapper.constructor', dict(type=constructor),
+                   OPTIM_WRAPPER_CONSTRUCTORS)
+    schedulers = cfg.get('param_scheduler')
+    if not isinstance(schedulers, dict) or 'type' in schedulers:
+        for i, scheduler in enumerate(as_list(schedulers)):
+            yield f'param_scheduler.{i}', scheduler, PARAM_SCHEDULERS
+
+
+def _check_part(key: str, settings: Any, registry: Registry) -> None:
+    if not isinstance(settings, dict) or 'type' not in settings:
+        return
+    kind = settings['type']
+    if not isinstance(kind, str) and not callable(kind):
+        raise InputError(f'{key}.type is {_short(kind)}; expected the name of a class.')
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(settings.get('_scope_')) as found:
+            try:
+                kind = found.get(kind)
+            except Exception as error:
+                raise InputError(f'{key}.type is {kind!r}, which cannot be imported: '
+                                 f'{error}') from None
+            if kind is None:
+                names = {*found.module_dict, *registry.module_dict}
+                raise InputError(
+                    f'{key}.type is {settings["type"]!r}, which is not registered in '
+                    f'{found.scope}{_near(settings["type"], names)}. Name the module '
+                    'that registers it in custom_imports.')
+    known = _known_arguments(kind)
+    unknown = [name for name in settings if name not in {*known, *READ_BEFORE}]
+    if known and unknown:
+        name = getattr(kind, '__name__', kind)
+        raise InputError(f'{key}: {name} has no argument {unknown[0]!r}'
+                         f'{_near(unknown[0], known)}.')
+
+
+def _known_arguments(kind: Any) -> set[str]:
+    """Names of the arguments of a class or function; none if it takes any."""
+    sources = [kind]
+    if isinstance(kind, type) and issubclass(kind, CheckpointHook):
+        sources.append(Runner.save_checkpoint)  # which gets the others
+    elif isinstance(kind, type) and issubclass(kind, _ParamScheduler):
+        sources = [vars(base)['__init__'] for base in kind.__mro__[:-1]
+                   if '__init__' in vars(base)]
+    try:
+        parameters = [each for source in sources
+                      for each in inspect.signature(source).parameters.values()]
+    except (TypeError, ValueError):
+        return set()
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    return set() if takes_any and len(sources) == 1 else {p.name for p in parameters}
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    return f' (did you mean {near[0]!r}?)' if near else ''
+
+
+def _check_loader(cfg: Config, split: str) -> None:
+    loader = cfg[f'{split}_dataloader']
+    if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
+        raise InputError(f'{split}_dataloader is {_short(loader)}; expected a dict '
+                         'with dataset, sampler and batch_size.')
+    for key, least in (('batch_size', 1), ('num_workers', 0)):
+        value = loader.get(key, least)
+        if not isinstance(value, int) or value < least:
+            raise InputError(f'{split}_dataloader.{key} is {value!r}; expected an '
+                             f'integer of at least {least}.')
+    for dataset in leaf_datasets(loader['dataset']):
+        for key in ('data_root', 'ann_file'):
+            value = dataset.get(key)
+            if isinstance(value, (int, float)):
+                raise InputError(f'{split}_dataloader.dataset.{key} is {value!r}; '
+                                 'expected a path.')
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f'{text[:56]} ...'
+
+
+def _check_optimizer(wrapper: Any) -> None:
+    """Build the optimizer for a single parameter."""
+    if not isinstance(wrapper, dict):
+        raise InputError(f'optim_wrapper is {_short(wrapper)}; expected a dict with '
+                         'optimizer.')
+    settings = wrapper.get('optimizer')
+    if not isinstance(settings, dict):
+        if 'constructor' in wrapper:
+            return  # it may have a form of its own
+        raise InputError(f'optim_wrapper.optimizer is {_short(settings)}; expected a '
+                         "dict such as dict(type='AdamW', lr=1e-3).")
+    rate = settings.get('lr')
+    if isinstance(rate, float) and not math.isfinite(rate):
+        raise InputError(f'optim_wrapper.optimizer.lr is {rate}; expected a number.')
+    if 'type' not in settings:
+        return
+    kind = settings['type']
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    try:
+        first = next(iter(inspect.signature(kind).parameters))
+        OPTIMIZERS.build({**settings, first: [torch.nn.Parameter(torch.zeros(1, 1))]})
+    except (TypeError, ValueError) as error:
+        given = ', '.join(f'{key}={_short(value)}' for key, value in settings.items()
+                          if key != 'type')
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f'optim_wrapper.optimizer, {kind.__name__} with {given}: '
+                         f'{reason}') from None
+    except Exception:  # such as one that needs a GPU
+        return

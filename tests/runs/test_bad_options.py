@@ -1,0 +1,155 @@
+"""Options and configs that cannot work: one line, before a work dir is made."""
+import re
+import sys
+
+import pytest
+import torch
+
+from mm_efficient.errors import InputError
+from mm_efficient.runs import devices, distributed, prepare_training
+from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.distributed import check_environment
+from mm_efficient.runs.options import tool_parser
+from mm_efficient.runs.work_dirs import check_work_dir
+from mm_efficient.weights.checking import check_checkpoint
+
+CLS, DET, SEG = 'soft_tiny_300e.py', 'soft_tiny_maskrcnn_1x.py', 'soft_tiny_fpn_80k.py'
+OPTIMIZER = 'optim_wrapper.optimizer'
+
+
+@pytest.fixture(scope='module')
+def configs():
+    """Complete configs of the three tasks, which are read once."""
+    return {name: load_config(name) for name in (CLS, DET, SEG)}
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('model', None, 'model is None; expected'),
+    ('model', 5, 'model'),
+    ('train_dataloader', None, 'sets no train_dataloader'),
+    ('train_dataloader', 5, 'train_dataloader'),
+    ('optim_wrapper', None, 'sets no optim_wrapper'),
+    ('train_cfg', 'x', 'train_cfg'),
+    ('custom_hooks.99.momentum', 1, 'custom_hooks'),
+    ('param_scheduler.x.end', 1, 'param_scheduler.x'),
+    ('train_dataloader.dataset.data_root', 5, 'data_root is 5; expected a path'),
+    ('train_dataloader.batch_size', 0, 'train_dataloader.batch_size is 0; expected'),
+    ('train_dataloader.batch_size', 'two', "batch_size is 'two'"),
+    ('val_dataloader.batch_size', -1, 'val_dataloader.batch_size is -1'),
+    ('val_dataloader.num_workers', -1, 'num_workers is -1'),
+    ('train_cfg.val_interval', 0, 'val_interval is 0'),
+    ('train_cfg.val_interval', 'x', "val_interval is 'x'"),
+    (f'{OPTIMIZER}.lrr', 1, r"AdamW has no argument 'lrr' \(did you mean 'lr'"),
+    (f'{OPTIMIZER}.lr', 'abc', f'{OPTIMIZER}, AdamW with .*lr='),
+    (f'{OPTIMIZER}.lr', float('nan'), 'optimizer.lr is nan'),
+    (f'{OPTIMIZER}.lr', float('inf'), 'optimizer.lr is inf'),
+    (f'{OPTIMIZER}.lr', -1., f'{OPTIMIZER}, AdamW with lr=-1.0'),
+    (f'{OPTIMIZER}.weight_decay', -1., 'weight_decay=-1.0'),
+    (f'{OPTIMIZER}.type', 'AdamX', r"type is 'AdamX'.*did you mean 'Adam"),
+    (f'{OPTIMIZER}.type', None, 'optimizer.type is None; expected the name of'),
+    ('optim_wrapper.clip_gradd', dict(max_norm=1), "'clip_gradd'.*mean 'clip_grad'"),
+    ('optim_wrapper.type', 'AmpWrapper', "optim_wrapper.type is 'AmpWrapper'"),
+    ('param_scheduler.0.typ', 'x', "param_scheduler.0: .* no argument 'typ'"),
+    ('param_scheduler.0.type', 'Cosine', "param_scheduler.0.type is 'Cosine'"),
+    ('default_hooks.checkpoint.intervall', 1, "did you mean 'interval'"),
+    ('default_hooks.checkpoint.type', 'Hook7', "checkpoint.type is 'Hook7'"),
+    ('train_dataloader.sampler.shufle', True, "sampler: .*'shufle'.*mean 'shuffle'"),
+    ('train_dataloader.dataset.type', 'Nothing', "dataset.type is 'Nothing'"),
+    ('train_dataloader.dataset.pipeline.0.type', 'Lod', r"pipeline.0.type is 'Lod'"),
+    ('val_evaluator.type', 'Metric9', "val_evaluator.type is 'Metric9'"),
+    ('visualizer.type', 'V', "visualizer.type is 'V'")])
+@pytest.mark.parametrize('name', [CLS, DET, SEG])
+def test_settings_that_cannot_work(tmp_path, configs, name, key, value,
+                                   message):
+    with pytest.raises(InputError) as error:
+        prepare_training(configs[name], cfg_options={key: value}, pretrained='none',
+                         work_dir=tmp_path / 'work')
+    text = str(error.value)
+    assert re.search(message.replace('AdamW', r'\w+'), text), text
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('text, message', [
+    ('a = nothing', 'NameError.*nothing.*line 1'),
+    ('a = 1\nb = [][3]', 'IndexError.*line 2'), ('a = 1 / 0', 'ZeroDivisionError'),
+    ('assert False', 'AssertionError'),
+    ('raise SystemError("x\\ny")', 'SystemError: x y'),
+    ('_base_ = "config.py"', 'own base'), ('a = (', 'SyntaxError'),
+    ('_base_ = "other.yml"', 'other.yml|expected|mapping'),
+    ('_base_ = ["other.py"]\na = {{_base_.no}}', 'no')])
+def test_configs_that_cannot_be_read(tmp_path, monkeypatch, request, text, message):
+    monkeypatch.chdir(tmp_path)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(300)  # a loop ends sooner
+    request.addfinalizer(lambda: sys.setrecursionlimit(limit))
+    (tmp_path / 'config.py').write_text(text)
+    (tmp_path / 'other.yml').write_text('a: [1, 2\nb: {')
+    (tmp_path / 'other.py').write_text('yes = 1')
+    with pytest.raises(InputError) as error:
+        load_config('config.py')
+    assert re.search(f'^Config config.py cannot be read.*({message})', str(error.value))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+def test_launchers_without_their_environment(tmp_path, monkeypatch, launcher):
+    for name in distributed.ENVIRONMENT[launcher]:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=f'--launcher {launcher}: the environment do'):
+        prepare_training(CLS, launcher=launcher, work_dir=tmp_path / 'work')
+    for name in distributed.ENVIRONMENT[launcher]:
+        monkeypatch.setenv(name, '0')
+    check_environment(launcher)
+    monkeypatch.setenv(distributed.ENVIRONMENT[launcher][0], 'x')
+    with pytest.raises(InputError, match='=x, expected numbers'):
+        check_environment(launcher)
+
+
+def test_work_dirs_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').touch()
+    for path, message in ((tmp_path / 'file', 'file is a file'), ('', 'not a path'),
+                          (tmp_path / 'file/below', 'file is a file'),
+                          ('/proc/nowhere', '/proc'), ('a\0b', 'not a path')):
+        with pytest.raises(InputError, match=message):
+            check_work_dir(path)
+    check_work_dir(tmp_path / 'new/below')
+    assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('text, message', [
+    ('foo', 'foo: expected KEY=VALUE'), ('=1', 'expected KEY=VALUE'),
+    ('a..b=1', 'expected KEY=VALUE'), ('a=[1,2', 'brackets are not closed'),
+    ('a=[(1,2]', 'brackets are not closed')])
+def test_options_that_cannot_be_parsed(text, message):
+    parser = tool_parser('a tool')
+    assert parser.parse_args(['--cfg-options', 'a=[1,2]']).cfg_options == {'a': [1, 2]}
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(['--cfg-options', 'b=1', text])
+    assert stop.value.code.startswith(f'error: --cfg-options {text}: ')
+    assert message in stop.value.code
+
+
+def test_loaders_without_shared_memory(monkeypatch, configs):
+    def fail():
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr(devices.multiprocessing, 'Lock', fail)
+    with pytest.raises(InputError, match='shared memory.*train_dataloader.num_w.*=0'):
+        devices.check_workers(configs[CLS], ['train'])
+    devices.check_workers(load_config(configs[CLS], {
+        'train_dataloader.num_workers': 0}), ['train'])
+
+
+@pytest.mark.parametrize('state, message', [
+    (dict(meta=None), 'meta'), (dict(meta={}), 'meta.epoch, meta.iter'),
+    (dict(optimizer='x'), 'optimizer'), (dict(optimizer={}), 'optimizer.param_groups'),
+    (dict(optimizer=dict(param_groups='x')), 'optimizer.param_groups'),
+    (dict(optimizer=dict(param_groups=[], state=3)), 'optimizer.state'),
+    (dict(state_dict=None), 'state_dict'), (dict(param_schedulers=3), 'param_sched')])
+def test_checkpoints_without_a_training_state(tmp_path, state, message):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({**dict(meta=dict(epoch=1, iter=1), state_dict={}, message_hub={},
+                       optimizer=dict(param_groups=[])), **state}, path)
+    with pytest.raises(InputError, match=message) as error:
+        check_checkpoint(str(path), resume=True)
+    assert str(path) in str(error.value)

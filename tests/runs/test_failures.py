@@ -1,0 +1,91 @@
+"""What goes wrong while data are read names the file."""
+import json
+
+import pytest
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, ConcatDataset
+
+from mm_efficient.errors import ExecutionError, InputError
+from mm_efficient.runs.failures import (
+    NamedPipeline,
+    SampleError,
+    find_cause,
+    name_files,
+    no_empty_work_dir,
+)
+from mm_efficient.runs.work_dirs import LOCK
+
+
+class Samples(BaseDataset):
+
+    def load_data_list(self):
+        return [dict(img_path=f'{i}.jpg') for i in range(3)]
+
+
+def fail(data):
+    raise KeyError('mask')
+
+
+def samples(*steps, **options):
+    dataset = Samples(**options)
+    dataset.pipeline.transforms[:] = steps
+    name_files(ConcatDataset([dataset]))
+    assert isinstance(dataset.pipeline, NamedPipeline)
+    return dataset
+
+
+def test_the_file_is_named():
+    with pytest.raises(SampleError, match=r"1.jpg cannot be loaded: KeyError: 'mask'"):
+        samples(fail)[1]
+    assert samples(lambda data: data)[1]['img_path'] == '1.jpg'
+
+
+def test_nothing_can_be_read():
+    with pytest.raises(SampleError, match=r'jpg cannot be .* 4 samples tried before'):
+        samples(lambda data: None, max_refetch=4)[0]
+    with pytest.raises(SampleError, match='2.jpg cannot be loaded'):
+        samples(lambda data: None, test_mode=True)[2]
+
+
+def test_attributes_are_those_of_the_pipeline():
+    dataset = samples(fail)
+    assert dataset.pipeline.transforms == [fail]
+
+
+def test_entries_of_large_files_are_named_when_they_are_read(tmp_path):
+    """Too large to be parsed before: MMDetection's error is looked up in the file."""
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='1.jpg', height=9, width=9)], categories=[
+            dict(id=1, name='x')],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 1])])))
+    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(
+        type='CocoDataset', ann_file=str(path), metainfo=dict(classes=('x', ))))))
+    with pytest.raises(InputError, match=r"a.json: annotations\[0\] .*'bbox' \[1, 1"), \
+            find_cause(cfg, ('train', )):
+        raise ValueError('not enough values to unpack')
+    path.write_text('{"images": [{"id": 1, "file_name": "1", "height": 1, "width": 1}],'
+                    '"annotations": [], "categories": [{"id": 1, "name": "x"}]}')
+    with pytest.raises(ZeroDivisionError), find_cause(cfg, ('train', )):
+        raise ZeroDivisionError
+
+
+def test_one_value_per_channel():
+    cfg = Config(dict(train_dataloader=dict(batch_size=1, dataset=dict())))
+    with pytest.raises(InputError, match='image with a map of 1 x 1.*batch_size=1'), \
+            find_cause(cfg, ()):
+        raise ValueError('Expected more than 1 value per channel when training')
+
+
+def test_what_cannot_start_leaves_nothing(tmp_path):
+    for before in (False, True):
+        path = tmp_path / str(before)
+        path.mkdir()
+        (path / LOCK).touch()
+        if before:
+            (path / 'older').touch()
+        with pytest.raises(ExecutionError, match="cannot be started: KeyError: 'x'"), \
+                no_empty_work_dir(path):
+            (path / 'log').mkdir()
+            raise KeyError('x')
+        assert (path / 'log').exists() == before and (path / LOCK).exists()

@@ -1,0 +1,103 @@
+"""Runs that are killed, run out of space or are moved go on as if nothing had been."""
+import os
+import random
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from running import LAST, NAMES, checkpoints, equal, kill_after, kill_in_write, run
+
+from mm_efficient.engine.checkpoints import WholeFileBackend
+
+pytestmark = pytest.mark.trials
+KILLS = 20  # of each task, half of them inside of a write
+
+
+@pytest.fixture(params=NAMES, scope='module')
+def task(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def whole(task, tmp_path_factory):
+    """Checkpoint of a run that nothing has interrupted, and its duration in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp(task))
+        run(task, 'first')  # generates data
+        start = time.monotonic()
+        code, output = run(task, 'whole')
+        assert code == 0, output
+        yield Path('whole', LAST[task]), time.monotonic() - start
+
+
+def test_sigkill(task, whole, seed, count):
+    path, seconds = whole
+    random.seed(seed)
+    plans = [lambda at=at: kill_in_write(random.choice([1, 1, 2]), at)
+             for at in random.choices(['write', 'replace', 'replaced'], k=KILLS // 2)]
+    plans += [lambda: kill_after(random.uniform(0.2, seconds)) for _ in plans]
+    random.shuffle(plans)
+    killed = lost = finished = same = 0
+    while plans or not finished or Path(f'rest{finished}').exists():
+        folder = f'rest{finished}'
+        before = checkpoints(folder)
+        code, output = run(task, folder, plans.pop() if plans else lambda: None)
+        assert code in (0, -9), output
+        after = [name for name in checkpoints(folder) if not name.startswith('.')]
+        killed += code != 0
+        lost += any(not name.startswith('.') for name in before) and not after
+        if code == 0:
+            finished += 1
+            assert checkpoints(folder) == [LAST[task]]
+            same += equal(Path(folder, LAST[task]), path)
+    count(f'{task}: SIGKILL at random or in a write; {finished} runs resumed to their '
+          f'end, {same} bit-equal to an uninterrupted one', killed, '', lost, '')
+    assert lost == 0 and same == finished and killed >= KILLS // 2
+
+
+def limit_after_first(size):
+    """No file may be larger than this from the second checkpoint on."""
+    put, calls = WholeFileBackend.put, []
+
+    def limited(self, obj, filepath):
+        calls.append(filepath)
+        if len(calls) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        return put(self, obj, filepath)
+
+    WholeFileBackend.put = limited
+
+
+# Not 0: the log of the trial is a file, too
+@pytest.mark.parametrize('size', [4096, 1 << 16, 1 << 20])
+def test_no_space(task, whole, size, count):
+    path, _ = whole
+    folder = f'space{size}'
+    code, output = run(task, folder, lambda: limit_after_first(size))
+    line = output.strip().splitlines()[-1]
+    clear = code == 1 and line.startswith('error: ') and 'cannot be written' in line \
+        and 'is complete' in line and 'Traceback' not in output
+    kept = checkpoints(folder)
+    count(f'{task}: no space for more than {size} bytes of the second checkpoint', 1,
+          int(clear), int(not kept), '')
+    assert clear, output
+    assert kept == [dict(seg='iter_1.pth').get(task, 'epoch_1.pth')]
+    assert run(task, folder)[0] == 0 and equal(Path(folder, LAST[task]), path)
+
+
+def test_moved(task, whole, count):
+    """Renamed, and copied below another folder, after a first part."""
+    path, _ = whole
+    same = 0
+    for target in (Path('renamed'), Path('else', 'where')):
+        run(task, 'rest', lambda: kill_in_write(2, 'replace'))
+        target.parent.mkdir(exist_ok=True)
+        os.rename('rest', target)
+        assert run(task, str(target))[0] == 0
+        same += equal(target / LAST[task], path)
+        shutil.rmtree(target)
+    count(f'{task}: work dir renamed or moved, then resumed; {same} bit-equal', 2, '',
+          2 - same, '')
+    assert same == 2
