@@ -1,14 +1,41 @@
 """Adaptive gradient clipping, which MMEngine lacks."""
 from typing import Any
 
+import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from timm.utils.agc import adaptive_clip_grad
+from timm.utils.agc import unitwise_norm
+from torch import Tensor
 from torch.optim import Optimizer
 
 
+@torch.no_grad()
+def adaptive_clip_grad(parameters: list[Tensor], clip_factor: float = 0.01,
+                       eps: float = 1e-3, norm_type: float = 2.) -> None:
+    """Clip gradients in place, as ``timm.utils.agc.adaptive_clip_grad`` with less work.
+
+    Args:
+        parameters (list[Tensor]): Parameters that have gradients.
+        clip_factor (float): Largest ratio of the norms of a unit's gradient and
+            weights. Defaults to 0.01.
+        eps (float): Lower bound on the norm of the weights. Defaults to 1e-3.
+        norm_type (float): Order of the norms. Defaults to 2.
+    """
+    gradients = [parameter.grad for parameter in parameters]
+    scales, norms = ([unitwise_norm(x, norm_type) for x in tensors]
+                     for tensors in (parameters, gradients))
+    if not gradients:
+        return
+    torch._foreach_clamp_min_(scales, eps)
+    torch._foreach_mul_(scales, clip_factor)
+    torch._foreach_clamp_min_(norms, 1e-6)
+    torch._foreach_div_(scales, norms)
+    torch._foreach_clamp_max_(scales, 1)
+    torch._foreach_mul_(gradients, scales)
+
+
 class _AdaptiveClipping:
-    """Replaces clipping by norm or value with timm's adaptive clipping."""
+    """Replaces clipping by norm or value with adaptive clipping."""
     optimizer: Optimizer
     clip_grad_kwargs: dict[str, Any]
 
@@ -31,7 +58,7 @@ class AGCOptimWrapper(_AdaptiveClipping, OptimWrapper):
         optimizer (Optimizer): The optimizer.
         accumulative_counts (int): Iterations per update. Defaults to 1.
         clip_grad (dict, optional): Arguments of
-            ``timm.utils.agc.adaptive_clip_grad``: ``clip_factor``, the fraction;
+            :func:`adaptive_clip_grad`: ``clip_factor``, the fraction;
             ``eps``, the lower bound on the weight norm; and ``norm_type``.
             Defaults to None, which means ``dict(clip_factor=0.01)``.
     """

@@ -64,14 +64,16 @@ class WarmupEMA(ExponentialMovingAverage):
 
     def update_parameters(self, model: nn.Module) -> None:
         """Update the average with the weights of ``model``."""
-        # once for all tensors, because reading the counter waits for the GPU
-        self.current_momentum = 1 - self.decay(self.steps.item() + 1)
-        super().update_parameters(model)
+        steps = self.steps.item()  # once, because reading it waits for the GPU
         source = model.state_dict()
-        for key, tensor in self.copied.items():
-            tensor.copy_(source[key])
 
-    def avg_func(self, averaged_param: Tensor, source_param: Tensor,
-                 steps: int) -> None:
-        """Update one tensor in place."""
-        averaged_param.lerp_(source_param, self.current_momentum)
+        def pairs(tensors: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            return [*tensors.values()], [source[key].to(tensor.device)
+                                         for key, tensor in tensors.items()]
+        if steps == 0:
+            torch._foreach_copy_(*pairs(self.avg_parameters))
+        elif steps % self.interval == 0:
+            torch._foreach_lerp_(*pairs(self.avg_parameters), 1 - self.decay(steps + 1))
+        if self.copied:
+            torch._foreach_copy_(*pairs(self.copied))
+        self.steps += 1

@@ -41,6 +41,17 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast ``x`` and lay it out, in a single copy if any."""
+    x = x.to(dtype, memory_format=torch.contiguous_format)
+    return x.contiguous()  # where the type was right, strides are still the old ones
+
+
+def contiguous_float32(x: Tensor) -> Tensor:
+    """Lay out ``x``, in float32 if it is in half precision."""
+    return contiguous(x, torch.promote_types(x.dtype, torch.float32))
+
+
 def _cast(value: Any) -> Any:
     return at_least_float32(value) if isinstance(value, Tensor) else value
 
@@ -76,8 +87,26 @@ def eager_on_cpu(x: Tensor) -> bool:
     Returns:
         bool: False on other devices and while compiling or exporting.
     """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.device.type == 'cpu' and not tracing
+    return x.device.type == 'cpu' and is_eager()
+
+
+def is_eager() -> bool:
+    """Whether nothing is being compiled or exported, so that sizes are numbers."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose output has the type of its input, also under autocast.
+
+    Statistics are computed in float32. PyTorch's norm returns float32 under autocast,
+    which doubles the bytes of everything that adds to it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        with autocast_disabled(x):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype),
+                                self.bias.to(x.dtype), self.eps)
 
 
 class ChannelsLastStem(nn.Sequential):

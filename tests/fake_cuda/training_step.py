@@ -2,8 +2,6 @@
 
 FOLDER has hooks.so; results.json is written there.
 """
-import collections
-import ctypes
 import inspect
 import json
 import sys
@@ -11,67 +9,17 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.cuda.amp.common
+from harness import Spy, enable
+from launches import VARIANTS, measure
 from recorded import CALLS, operator_tensors, ops
 from test_contract import SHALLOW
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_efficient import mmcv_ops
-
-# Views, and what launches nothing
-NO_KERNEL = {f'aten::{name}' for name in (
-    'detach', 'alias', '_unsafe_view', 'empty', 'empty_like', 'new_empty',
-    'empty_strided', 'new_empty_strided', '_reshape_alias', 'lift_fresh',
-    '_local_scalar_dense', 'is_same_size', 'sym_size', '_fused_sdp_choice')}
 
 # The others are for the CPU, or adapt to the data
 NO_WAITING = ['deform_conv_groups', 'modulated_groups', 'ms_deform_attn', 'carafe',
               'psamask_distribute', 'deform_roi_pool_fixed', 'roi_align_max_fixed']
-
-
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [tensor for item in value for tensor in tensors(item)]
-
-
-class Spy(TorchDispatchMode):
-    """Counts what would be launched, tensors made on the CPU, and reads by it."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernels, self.on_cpu, self.waits = 0, collections.Counter(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.name().split('.')[0]
-        self.waits += name == 'aten::_local_scalar_dense'
-        view = any(r.alias_info is not None and not r.alias_info.is_write
-                   for r in func._schema.returns)
-        if view or name in NO_KERNEL or name.startswith('prim::') or not tensors(out):
-            return out
-        if {t.device.type for t in tensors(out)} == {'cpu'}:
-            self.on_cpu[name] += 1
-        else:
-            self.kernels += 1
-        return out
-
-    def result(self, **others):
-        return dict(kernels=self.kernels, on_cpu=self.on_cpu, waits=self.waits,
-                    **others)
-
-
-def enable(folder):
-    """Let autograd and autocast run without a GPU."""
-    ctypes.CDLL(str(folder / 'hooks.so')).patch_hooks()
-    torch._C._ensureCUDADeviceGuardSet()
-    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
-    torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
 
 
 def training_step(cls, cfg):
@@ -127,6 +75,7 @@ def main(folder):
                 getattr(mmcv_ops, f'sigmoid_focal_loss_{name}'))
         for name in NO_WAITING:
             results[f'operator {name}'] = operator(name, recorded[name])
+    results['launches'] = {variant: measure(variant).result() for variant in VARIANTS}
     (folder / 'results.json').write_text(json.dumps(results))
 
 

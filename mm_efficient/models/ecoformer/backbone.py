@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
 from ..base import PyramidBackbone, drop_path_rates
+from ..layers import LayerNorm
 from .layers import (
     Block,
     ConvMlp,
@@ -303,7 +304,7 @@ class EcoFormerPVT(EcoFormer):
 
     def _make_stage(self, dims: int, downsample: nn.Module,
                     blocks: Sequence[nn.Module]) -> Stage:
-        return Stage(downsample, blocks, None, nn.LayerNorm(dims, eps=1e-6),
+        return Stage(downsample, blocks, None, LayerNorm(dims, eps=1e-6),
                      self.with_cp)
 
 
@@ -341,7 +342,7 @@ class EcoFormerTwins(EcoFormer):
 
     def _add_output_norms(self) -> None:
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(self.feature_channels[i],
+            self.add_module(f'norm{i}', LayerNorm(self.feature_channels[i],
                                                      eps=1e-6))
 
     def _feature_map(self, index: int, x: Tensor) -> Tensor:

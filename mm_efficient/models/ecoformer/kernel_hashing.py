@@ -12,12 +12,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..layers import in_float32
+from ..layers import (
+    at_least_float32,
+    autocast_disabled,
+    contiguous_float32,
+    in_float32,
+)
 
 EPS = 1e-12  # lower bound on the norm of a query; the original has none
 
 
-@in_float32
 def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
     """Compute the Gaussian kernel between unit queries and anchors.
 
@@ -29,19 +33,21 @@ def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
         anchors (Tensor): (H, m, d).
 
     Returns:
-        Tensor: (H, B, N, m).
+        Tensor: (H, B, N, m), float32 or float64.
     """
-    flat = query.permute(2, 0, 1, 3).flatten(1, 2)  # (H, B * N, d), a view
-    norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True).clamp_min(EPS)
-    cosine = torch.bmm(flat, anchors.transpose(1, 2)) / norm
-    cosine = cosine.unflatten(1, query.shape[:2])  # (H, B, N, m)
-    # |z - a|^2 / 2 = offset - cosine
-    offset = ((1 + anchors.square().sum(-1)) / 2)[:, None, None]  # (H, 1, 1, m)
-    sigma = 2 * (offset.mean(-1, keepdim=True) - cosine.mean((2, 3), keepdim=True))
-    return ((cosine - offset) / sigma).exp()
+    with autocast_disabled(query):
+        anchors = at_least_float32(anchors)
+        flat = query.permute(2, 0, 1, 3).flatten(1, 2)  # (H, B * N, d), a view
+        norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=anchors.dtype)
+        # -|z - a|^2 / 2 = z . a - (1 + |a|^2) / 2
+        offset = 1 + anchors.square().sum(-1)[:, None]  # (H, 1, m)
+        exponent = torch.baddbmm(offset, flat / norm.clamp_min(EPS),
+                                 anchors.transpose(1, 2), beta=-0.5)
+        exponent = exponent.unflatten(1, query.shape[:2])  # (H, B, N, m)
+        sigma = -2 * exponent.mean((2, 3), keepdim=True)
+        return (exponent / sigma).exp()
 
 
-@in_float32
 def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
                projection: Tensor) -> Tensor:
     """Compute codes: the signs of projected, centred kernel values of queries.
@@ -58,8 +64,14 @@ def hash_codes(query: Tensor, anchors: Tensor, mean: Tensor,
     Returns:
         Tensor: (H, B, N, b), -1 or +1 (0 for a projection of exactly 0).
     """
-    centred = anchor_kernel(query, anchors) - mean[:, None]
-    projected = centred @ projection.transpose(1, 2)[:, None]
+    return _centred_codes(anchor_kernel(query, anchors), mean, projection)
+
+
+@in_float32
+def _centred_codes(kernel: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
+    projection = projection.transpose(1, 2)
+    projected = torch.baddbmm(mean @ projection, kernel.flatten(1, 2), projection,
+                              beta=-1).unflatten(1, kernel.shape[1:3])
     if torch.jit.is_tracing():  # TorchScript has no autograd functions
         return projected.sign()
     return _Sign.apply(projected)
@@ -80,7 +92,6 @@ class _Sign(Function):
         return grad.masked_fill(x.abs() >= 1, 0)
 
 
-@in_float32
 def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
     """Compute attention whose weights are inner products of codes.
 
@@ -93,11 +104,13 @@ def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
         value (Tensor): (B, N, H, d).
 
     Returns:
-        Tensor: (B, N, H, d).
+        Tensor: (B, N, H, d), float32 or float64.
     """
-    bias = codes.shape[-1] + 1
-    value = value.permute(2, 0, 1, 3)  # (H, B, N, d)
-    transposed = codes.transpose(2, 3)
-    numerator = codes @ (transposed @ value) + bias * value
-    denominator = codes @ transposed.sum(-1)[..., None] + bias * codes.shape[2]
-    return (numerator / denominator).permute(1, 2, 0, 3)
+    with autocast_disabled(value):
+        codes = at_least_float32(codes)
+        bias = codes.shape[-1] + 1
+        value = contiguous_float32(value.permute(2, 0, 1, 3))  # (H, B, N, d)
+        transposed = codes.transpose(2, 3)
+        numerator = torch.add(codes @ (transposed @ value), value, alpha=bias)
+        denominator = codes @ transposed.sum(-1)[..., None] + bias * codes.shape[2]
+        return (numerator / denominator).permute(1, 2, 0, 3)

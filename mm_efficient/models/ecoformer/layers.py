@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import run_blocks
-from ..layers import at_least_float32, autocast_disabled
+from ..layers import LayerNorm, contiguous
 from .hash_fitting import fit_hash_functions
 from .kernel_hashing import hash_attention, hash_codes
 
@@ -52,13 +52,10 @@ class HashAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        query, value = self.qk(x), self.v(x)
-        with autocast_disabled(x):
-            query, value = (self._split_heads(at_least_float32(t))
-                            for t in (query, value))
-            codes = hash_codes(query, self.anchors, self.kernel_mean, self.projection)
-            out = hash_attention(codes, value)  # (B, N, H, d)
-        return self.proj(out.reshape(x.shape))
+        query, value = (self._split_heads(linear(x)) for linear in (self.qk, self.v))
+        codes = hash_codes(query, self.anchors, self.kernel_mean, self.projection)
+        out = hash_attention(codes, value)  # (B, N, H, d), in float32
+        return self.proj(contiguous(out, value.dtype).view(x.shape))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """Similarity of all hash codes to those of the token, from -1 to 1.
@@ -187,7 +184,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         padding = 0 if kernel == stride else kernel // 2
         self.proj = nn.Conv2d(in_dims, embed_dims, kernel, stride, padding)
-        self.norm = nn.LayerNorm(embed_dims)
+        self.norm = LayerNorm(embed_dims)
         # Zeros after the last row and column; incomplete patches are dropped. A fixed
         # number keeps exports simple.
         self.zeros = stride - 1 if kernel == stride else 0
@@ -267,9 +264,9 @@ class Block(nn.Module):
     def __init__(self, embed_dims: int, attn: nn.Module, mlp: nn.Module,
                  drop_path_rate: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.norm1 = LayerNorm(embed_dims, eps=1e-6)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.norm2 = LayerNorm(embed_dims, eps=1e-6)
         self.mlp = mlp
         self.drop_path = DropPath(drop_path_rate)
 

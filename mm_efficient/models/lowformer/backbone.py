@@ -36,7 +36,12 @@ from ..efficientvit.blocks import (
     init_from_scratch,
     inverted_block,
 )
-from ..layers import ChannelsLastStem, PointwiseConv
+from ..layers import (
+    ChannelsLastStem,
+    PointwiseConv,
+    autocast_disabled,
+    is_eager,
+)
 
 MLP_RATIO = 4
 MAX_FUSED_DIMS = 255  # wider stages have inverted instead of fused local blocks
@@ -158,11 +163,11 @@ def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: b
     if attention:
         attn = ConvAttention(embed_dims, kernel_size, stride)
         branches['attn'] = nn.Sequential(
-            nn.GroupNorm(1, embed_dims), attn) if mlp else attn
+            GlobalNorm(embed_dims), attn) if mlp else attn
     if mlp:
         hidden_dims = MLP_RATIO * embed_dims
         branches['mlp'] = nn.Sequential(
-            nn.GroupNorm(1, embed_dims), PointwiseConv(embed_dims, hidden_dims),
+            GlobalNorm(embed_dims), PointwiseConv(embed_dims, hidden_dims),
             nn.GELU(), PointwiseConv(hidden_dims, embed_dims))
     if embed_dims <= MAX_FUSED_DIMS:
         # A bias before a norm has no effect, but checkpoints have it
@@ -171,6 +176,34 @@ def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: b
         branches['local'] = inverted_block(embed_dims, embed_dims)
     return nn.Sequential(OrderedDict(
         (name, Residual(body, drop_path_rate)) for name, body in branches.items()))
+
+
+class GlobalNorm(nn.GroupNorm):
+    """Group norm with one group, which keeps type and memory layout on any device.
+
+    PyTorch's returns float32 under autocast, and NCHW on CUDA.
+
+    Args:
+        embed_dims (int): Channels C.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__(1, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        with autocast_disabled(x):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            channels_last = x.is_contiguous(memory_format=torch.channels_last)
+            if x.device.type == 'cpu' or not is_eager() or not channels_last:
+                return F.group_norm(x, 1, weight, bias, self.eps)
+            return _channels_last_norm(x, weight, bias, self.eps)
+
+
+def _channels_last_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    x = x.permute(0, 2, 3, 1)
+    x = F.layer_norm(x, x.shape[1:], eps=eps)
+    return torch.addcmul(bias, x, weight).permute(0, 3, 1, 2)
 
 
 class ConvAttention(nn.Module):
@@ -199,13 +232,14 @@ class ConvAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[2:]
-        qkv = self.qkv(self.reduce(x))  # (B, 3E, h, w)
-        rows, columns = qkv.shape[2:]
-        qkv = qkv.flatten(2).unflatten(1, (self.num_heads, 3, -1))
-        query, key, value = qkv.transpose(-1, -2).unbind(2)  # (B, heads, h * w, d)
+        # Fused kernels need contiguous channels; a copy unless x is channels last
+        qkv = self.qkv(self.reduce(x)).permute(0, 2, 3, 1).contiguous()
+        rows, columns = qkv.shape[1:3]  # (B, h, w, 3E)
+        qkv = qkv.flatten(1, 2).unflatten(2, (self.num_heads, 3, -1))
+        query, key, value = qkv.transpose(1, 2).unbind(3)  # (B, heads, h * w, d)
         out = F.scaled_dot_product_attention(query, key, value)
-        out = out.transpose(-1, -2).flatten(1, 2).unflatten(-1, (rows, columns))
-        out = self.proj(out)
+        out = out.transpose(1, 2).flatten(2).unflatten(1, (rows, columns))
+        out = self.proj(out.permute(0, 3, 1, 2))
         if self.stride == 1:
             return out
         # Odd sizes come back one row or column too large. Negative padding crops like

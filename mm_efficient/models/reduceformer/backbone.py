@@ -34,12 +34,7 @@ from ..efficientvit.blocks import (
     init_from_scratch,
     inverted_block,
 )
-from ..layers import (
-    ChannelsLastStem,
-    PointwiseConv,
-    at_least_float32,
-    autocast_disabled,
-)
+from ..layers import ChannelsLastStem, PointwiseConv, autocast_disabled
 from .reduction_attention import EPS, reduction_attention
 
 ATTENTION_STAGES = (2, 3)
@@ -185,11 +180,12 @@ class ReductionAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
         local = self.local(qkv)  # 5 x 5 neighbourhoods, (B, 3C, H, W)
+        scales = torch.cat([qkv, local], 1).unflatten(1, (2, 3, -1))
+        query, key, value = scales.unbind(2)  # (B, 2, C, H, W)
         with autocast_disabled(x):
-            scales = [at_least_float32(t).chunk(3, 1) for t in (qkv, local)]
-            query, key, value = (torch.cat(pair, 1) for pair in zip(*scales))
             out = reduction_attention(query, key, value, self.pretrain_tokens)
-            return self.proj(out.to(self.qkv.weight.dtype))
+            out = self.proj(out.flatten(1, 2).to(self.qkv.weight.dtype))
+        return out.to(qkv.dtype)
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """Compute the share of every channel at a position.

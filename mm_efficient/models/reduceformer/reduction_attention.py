@@ -1,13 +1,13 @@
 """Attention by sums instead of products of tokens (ReduceFormer)."""
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import in_float32
+from ..layers import is_eager
 
 EPS = 1e-15
 
 
-@in_float32
 def reduction_attention(query: Tensor, key: Tensor, value: Tensor,
                         pretrain_tokens: int | None = None) -> Tensor:
     """Gate a global number per channel by the query's share at each position.
@@ -24,23 +24,27 @@ def reduction_attention(query: Tensor, key: Tensor, value: Tensor,
     Source: ReduceFormer, https://arxiv.org/abs/2406.07488.
 
     Args:
-        query (Tensor): (B, C, H, W).
-        key (Tensor): (B, C, H, W).
-        value (Tensor): (B, C, H, W).
+        query (Tensor): (B, ..., H, W); all dimensions between are channels.
+        key (Tensor): (B, ..., H, W).
+        value (Tensor): (B, ..., H, W).
         pretrain_tokens (int, optional): Number of positions during pre-training. If
             given, both sums are scaled to that number.
             Defaults to None, the published function.
 
     Returns:
-        Tensor: (B, C, H, W), zero where Q is zero in every channel.
+        Tensor: (B, ..., H, W), float32 or float64, zero where Q is zero in every
+        channel.
     """
-    query = F.relu(query)
-    key_sum = F.relu(key).sum((2, 3), keepdim=True)  # (B, C, 1, 1)
-    value_sum = value.sum((2, 3), keepdim=True)
-    if pretrain_tokens is not None:
-        factor = pretrain_tokens / (query.shape[2] * query.shape[3])
+    query, key = F.relu(query), F.relu(key)
+    dtype = torch.promote_types(query.dtype, torch.float32)  # of sums; inputs stay half
+    key_sum, value_sum = (x.sum((-2, -1), keepdim=True, dtype=dtype)
+                          for x in (key, value))  # (B, ..., 1, 1)
+    tokens = query.shape[-2] * query.shape[-1]
+    if pretrain_tokens and not (is_eager() and tokens == pretrain_tokens):
+        factor = pretrain_tokens / tokens
         key_sum, value_sum = factor * key_sum, factor * value_sum
-    gate = query / (query.sum(1, keepdim=True) + EPS)
+    channels = tuple(range(1, query.ndim - 2))
+    gate = query / (query.sum(channels, keepdim=True, dtype=dtype) + EPS)
     return gate * (key_sum * value_sum)
 
 

@@ -26,9 +26,9 @@ def area_pool(x: Tensor, height: int, width: int) -> Tensor:
 
 def _cell_weights(size: int, cells: int, like: Tensor) -> Tensor:
     """Weight of each entry in each cell's average, (cells, size)."""
-    start = torch.arange(cells, dtype=like.dtype, device=like.device)[:, None]
-    start = start * size / cells
+    width = size / cells  # of a cell, in entries
+    centre = torch.arange(cells, dtype=like.dtype, device=like.device)[:, None]
+    centre = centre * size / cells + (width - 1) / 2
     entry = torch.arange(size, dtype=like.dtype, device=like.device)
-    overlap = (torch.minimum(start + size / cells, entry + 1)
-               - torch.maximum(start, entry)).clamp(min=0)
+    overlap = ((width + 1) / 2 - (entry - centre).abs()).clamp(0, 1)
     return overlap * cells / size

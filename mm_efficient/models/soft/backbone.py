@@ -30,7 +30,14 @@ from torch.nn.init import trunc_normal_
 
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import NUM_STAGES, PyramidBackbone, drop_path_rates, run_blocks
-from ..layers import at_least_float32, autocast_disabled
+from ..layers import (
+    LayerNorm,
+    at_least_float32,
+    autocast_disabled,
+    contiguous,
+    contiguous_float32,
+    is_eager,
+)
 from .area_pooling import area_pool
 from .gaussian_attention import gaussian_attention, gaussian_kernel, landmark_kernel
 from .newton_inverse import normalized_inverse, regularized_inverse
@@ -212,7 +219,7 @@ class SOFTStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, h, w)."""
         x = self.downsample(x).permute(0, 2, 3, 1)  # (B, h, w, C)
-        x = x + resize_position(self.pos_embed, x.shape[1:3])
+        x = x + resize_position(self.pos_embed, x.shape[1:3]).to(x.dtype)
         x = run_blocks(self.blocks, x, self.with_cp)
         return x.permute(0, 3, 1, 2)
 
@@ -313,7 +320,7 @@ class SOFTAttention(nn.Module):
         self.v = nn.Linear(embed_dims, embed_dims)
         self.landmark_conv = nn.Conv2d(HEAD_DIMS, HEAD_DIMS, landmark_ratio,
                                        landmark_ratio, bias=False)
-        self.landmark_norm = nn.LayerNorm(HEAD_DIMS)
+        self.landmark_norm = LayerNorm(HEAD_DIMS)
         # One filter per head, applied to all channels of the head
         self.value_conv = nn.Conv2d(self.num_heads, self.num_heads, value_kernel,
                                     padding=value_kernel // 2,
@@ -326,10 +333,8 @@ class SOFTAttention(nn.Module):
         value = self.v(x)
         local = self._convolve(value)
         with autocast_disabled(x):
-            query, value, local = (at_least_float32(t)
-                                   for t in (query, value, local))
-            out = self._attend(query, value) + local
-            return self.proj(out)
+            out = self._split_channels(local) + self._attend(query, value)
+            return self.proj(out.flatten(-2))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """The token's row of the attention matrix, and its kernel to the landmarks.
@@ -355,17 +360,18 @@ class SOFTAttention(nn.Module):
         ]
 
     def _attend(self, query: Tensor, value: Tensor) -> Tensor:
+        """(B, h, w, C), twice -> (B, h, w, heads, d)."""
         landmarks, inverse = self._landmarks_and_inverse(query)
         out = gaussian_attention(self._split_heads(query), landmarks,
                                  self._split_heads(value), inverse)
-        return out.transpose(1, 2).reshape(query.shape)
+        return out.unflatten(2, query.shape[1:3]).permute(0, 2, 3, 1, 4)
 
     def _landmarks_and_inverse(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """(B, h, w, C) -> (B, heads, m, d) and (B, heads, m, m)."""
         landmarks = self._landmarks(query)
         inverse = self.inverse(landmark_kernel(landmarks))
-        if self.pretrain_grid:
-            tokens = query.shape[1] * query.shape[2]
+        tokens = query.shape[1] * query.shape[2]
+        if self.pretrain_grid and not (is_eager() and tokens == self.pretrain_grid**2):
             inverse = inverse * (self.pretrain_grid**2 / tokens)
         return landmarks, inverse
 
@@ -373,26 +379,37 @@ class SOFTAttention(nn.Module):
         """Compute a landmark per r x r tokens, (B, h, w, C) -> (B, heads, m, d)."""
         conv = self.landmark_conv
         # All heads at once; tokens beyond a multiple of r get none, as published
-        landmarks = F.conv2d(query.permute(0, 3, 1, 2),
-                             conv.weight.repeat(self.num_heads, 1, 1, 1),
+        weight = conv.weight.expand(self.num_heads, -1, -1, -1, -1)
+        landmarks = F.conv2d(query.permute(0, 3, 1, 2), _copied(weight, query),
                              stride=conv.stride, groups=self.num_heads)
         landmarks = landmarks.permute(0, 2, 3, 1)  # (B, rows, columns, C)
         if self.pretrain_grid:
             bound = self.pretrain_grid // conv.stride[0]
             rows, columns = landmarks.shape[1:3]
-            landmarks = area_pool(landmarks, _minimum(rows, bound),
-                                  _minimum(columns, bound))
-        return F.gelu(self.landmark_norm(self._split_heads(landmarks)))
+            if not (is_eager() and max(rows, columns) <= bound):
+                landmarks = area_pool(at_least_float32(landmarks),
+                                      _minimum(rows, bound), _minimum(columns, bound))
+        landmarks = contiguous_float32(self._split_heads(landmarks))
+        return F.gelu(self.landmark_norm(landmarks))
+
+    def _split_channels(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, heads, d)."""
+        return x.unflatten(-1, (self.num_heads, -1))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, heads, h * w, d)."""
-        return x.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return self._split_channels(x).flatten(1, 2).transpose(1, 2)
 
     def _convolve(self, value: Tensor) -> Tensor:
-        weight = self.value_conv.weight.repeat_interleave(HEAD_DIMS, 0)  # (C, 1, k, k)
-        out = F.conv2d(value.permute(0, 3, 1, 2), weight,
+        weight = self.value_conv.weight[:, None].expand(-1, HEAD_DIMS, -1, -1, -1)
+        out = F.conv2d(value.permute(0, 3, 1, 2), _copied(weight, value),
                        padding=self.value_conv.padding, groups=value.shape[-1])
         return out.permute(0, 2, 3, 1)
+
+
+def _copied(weight: Tensor, x: Tensor) -> Tensor:
+    """Copy a repeated weight in the type of ``x``, (a, b, ...) -> (a * b, ...)."""
+    return contiguous(weight, x.dtype).flatten(0, 1)
 
 
 def _minimum(size: int, bound: int) -> int:
@@ -418,14 +435,14 @@ class SOFTBlock(nn.Module):
     def __init__(self, embed_dims: int, attn: nn.Module, drop: nn.Module):
         super().__init__()
         self.attn = attn
-        self.norm1 = nn.LayerNorm(embed_dims)
+        self.norm1 = LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, nn.GELU('tanh'))
-        self.norm2 = nn.LayerNorm(embed_dims)
+        self.norm2 = LayerNorm(embed_dims)
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        x = self.norm1(x + self.drop(self.attn(x)))
+        x = self.norm1(x + self.drop(self.attn(x))).to(x.dtype)
         return self.norm2(x + self.drop(self.mlp(x)))
 
 

@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..layers import in_float32
+from ..layers import (
+    at_least_float32,
+    autocast_disabled,
+    in_float32,
+)
 
 # Entries of K per chunk: about what a CPU's caches hold, and enough to keep other
 # devices busy
@@ -53,9 +57,10 @@ def landmark_kernel(landmarks: Tensor) -> Tensor:
     Returns:
         Tensor: (..., m, m), symmetric.
     """
-    kernel = gaussian_kernel(landmarks, landmarks)
-    diagonal = torch.eye(kernel.shape[-1], dtype=torch.bool, device=kernel.device)
-    return kernel.masked_fill(diagonal, 1)
+    product = landmarks @ landmarks.transpose(-1, -2)
+    norms = product.diagonal(dim1=-2, dim2=-1)  # squared; their halves cancel exactly
+    norms = norms[..., :, None] + norms[..., None, :]
+    return torch.add(product, norms, alpha=-0.5).clamp(max=0).exp()
 
 
 def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor,
@@ -65,7 +70,6 @@ def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor
     return (kernel @ inverse) @ (kernel.transpose(-1, -2) @ value)
 
 
-@in_float32
 def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
                        inverse: Tensor) -> Tensor:
     """Compute attention ``K M (K^T v)`` through landmarks, in memory linear in N.
@@ -83,14 +87,22 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
     Returns:
         Tensor: (B, heads, N, d).
     """
-    if torch.jit.is_tracing():  # TorchScript has no autograd functions
-        kernel = gaussian_kernel(query, landmarks)
-        return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
-    shape = query.shape
-    out = _GaussianAttention.apply(
-        query.flatten(0, 1), landmarks.flatten(0, 1), value.flatten(0, 1),
-        inverse.flatten(0, 1))
-    return out.view(shape)
+    with autocast_disabled(query):
+        if torch.jit.is_tracing():  # TorchScript has no autograd functions
+            query, landmarks, value, inverse = map(
+                at_least_float32, (query, landmarks, value, inverse))
+            kernel = gaussian_kernel(query, landmarks)
+            return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
+        out = _GaussianAttention.apply(*map(
+            _grouped, (query, landmarks, value, inverse)))
+        return out.view(query.shape)
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """(B, heads, N, d) -> (B * heads, N, d), float32 if in half; at most one copy."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32),
+             memory_format=torch.contiguous_format)  # only a copy if the type changes
+    return x.flatten(0, 1)
 
 
 def _half_norm(x: Tensor) -> Tensor:
@@ -114,11 +126,11 @@ def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
 
 def _homogeneous(query: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     """Return q' and l' with q' . l' = -|q - l|^2 / 2: one matmul, no broadcasting."""
-    ones = torch.ones_like
-    half_q, half_l = _half_norm(query), _half_norm(landmarks)
-    query = torch.cat([query, -half_q, -ones(half_q)], -1)  # (G, N, d + 2)
-    landmarks = torch.cat([landmarks, ones(half_l), half_l], -1)  # (G, m, d + 2)
-    return query, landmarks.transpose(1, 2)
+    norm_q, norm_l = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+                      for x in (query, landmarks))
+    query = torch.cat([query, norm_q, torch.ones_like(norm_q)], -1)  # (G, N, d + 2)
+    landmarks = torch.cat([landmarks, torch.full_like(norm_l, -0.5), -0.5 * norm_l], -1)
+    return query, landmarks.transpose(1, 2)  # the latter (G, d + 2, m)
 
 
 def _kernel(query: Tensor, landmarks: Tensor) -> Tensor:
@@ -134,10 +146,10 @@ class _GaussianAttention(Function):
                 inverse: Tensor) -> Tensor:
         chunks = list(_chunks(query, landmarks))
         q, l = _homogeneous(query, landmarks)  # noqa: E741
-        summary: Tensor | int = 0  # K^T v, (G, m, d)
+        summary = None  # K^T v, (G, m, d)
         for c in chunks:
             kernel = _kernel(q[:, c], l)
-            summary = summary + kernel.transpose(1, 2) @ value[:, c]
+            summary = _added(summary, kernel.transpose(1, 2), value[:, c])
         mixed = inverse @ summary  # (G, m, d)
         if len(chunks) == 1:
             out = kernel @ mixed
@@ -154,27 +166,34 @@ class _GaussianAttention(Function):
         query, landmarks, value, inverse, summary, mixed = ctx.saved_tensors
         chunks = list(_chunks(query, landmarks))
         q, l = _homogeneous(query, landmarks)  # noqa: E741
-        grad_mixed: Tensor | int = 0
+        grad_mixed = None
         for c in chunks:
             kernel = _kernel(q[:, c], l)
-            grad_mixed = grad_mixed + kernel.transpose(1, 2) @ grad[:, c]
+            grad_mixed = _added(grad_mixed, kernel.transpose(1, 2), grad[:, c])
         grad_inverse = grad_mixed @ summary.transpose(1, 2)
         grad_summary = inverse.transpose(1, 2) @ grad_mixed  # (G, m, d)
         # dL/dK = grad mixed^T + value grad_summary^T, as one matmul
         right = torch.cat([mixed, grad_summary], -1).transpose(1, 2)
-        grad_query, grad_value = torch.empty_like(query), torch.empty_like(value)
-        grad_landmarks: Tensor | int = 0
-        landmark_weight: Tensor | int = 0
+        grad_query, grad_value = [], []
+        moments = None  # sums over the tokens of weight times (q, |q|^2, 1)
         for c in chunks:
             if len(chunks) > 1:
                 kernel = _kernel(q[:, c], l)
-            grad_value[:, c] = kernel @ grad_summary
+            grad_value.append(kernel @ grad_summary)
             weight = torch.cat([grad[:, c], value[:, c]], -1) @ right
             weight = weight.mul_(kernel)  # dL/d(-|q - l|^2 / 2), (G, n, m)
             # d(-|q - l|^2 / 2) = (l - q) dq + (q - l) dl
-            grad_query[:, c] = (weight @ landmarks
-                                - weight.sum(-1, keepdim=True) * query[:, c])
-            grad_landmarks = grad_landmarks + weight.transpose(1, 2) @ query[:, c]
-            landmark_weight = landmark_weight + weight.sum(1)[..., None]
-        grad_landmarks = grad_landmarks - landmark_weight * landmarks
-        return grad_query, grad_landmarks, grad_value, grad_inverse
+            moved = weight @ l.transpose(1, 2)  # times (l, -1/2, ...), (G, n, d + 2)
+            grad_query.append(torch.addcmul(
+                moved[..., :-2], moved[..., -2:-1], query[:, c], value=2))
+            moments = _added(moments, weight.transpose(1, 2), q[:, c])
+        grad_landmarks = moments[..., :-2] - moments[..., -1:] * landmarks
+        return _joined(grad_query), grad_landmarks, _joined(grad_value), grad_inverse
+
+
+def _added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    return a @ b if total is None else torch.baddbmm(total, a, b)
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    return torch.cat(chunks, 1) if len(chunks) > 1 else chunks[0]

@@ -44,8 +44,8 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     m = kernel.shape[-1]
     row_sum = kernel.detach().sum(-1).amax(-1)[..., None, None]  # (B, heads, 1, 1)
     identity = torch.eye(m, dtype=kernel.dtype, device=kernel.device)
-    regularized = kernel + REGULARIZER * identity
-    alpha = 1.8 / row_sum.square()
+    regularized = torch.add(kernel, identity, alpha=REGULARIZER)
+    alpha = 1.8 * row_sum.pow(-2)
     if torch.jit.is_tracing():  # TorchScript has no autograd functions
         return _iterate(regularized, alpha, steps)
     return _ImplicitInverse.apply(regularized, alpha, steps)
@@ -74,20 +74,22 @@ def normalized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
 
 
 def _start_factor(kernel: Tensor, degree: Tensor) -> Tensor:
-    """alpha = 2 / rho^2, halved as often as the image needs, (B, 1, 1, 1)."""
-    alpha = 2 / degree.amax((1, 2), keepdim=True).square()  # (B, 1, 1)
+    """alpha = 2 / rho^2, halved as often as the image needs, (B, 1, 1, 1).
+
+    A column of ``I - s A A`` with diagonal d and sum c of A A has the absolute sum
+    ``max(1 + s (c - 2 d), s c - 1)``, because entries of A A are non-negative. So there
+    is a largest s, and the number of halvings follows without trying them.
+    """
+    half_square = degree.amax((1, 2), keepdim=True).square() / 2  # 1 / alpha, (B, 1, 1)
     with torch.no_grad():
-        # Entries of A A are non-negative, so the column sums of |I - alpha A A| follow
-        # from its column sums and diagonal, without an m x m matmul
-        diagonal = kernel.square().sum(-1)  # (B, heads, m)
-        rest = (kernel @ degree[..., None])[..., 0] - diagonal
-        factor = torch.ones_like(alpha)
-        for _ in range(MAX_HALVINGS):
-            start = alpha * factor
-            column_sum = start * rest + (1 - start * diagonal).abs()
-            too_large = column_sum.amax((1, 2), keepdim=True) > COLUMN_SUM_LIMIT
-            factor = torch.where(too_large, factor / 2, factor)
-    return (alpha * factor)[..., None]
+        norm = torch.linalg.vector_norm(kernel, dim=-1)  # its square is d
+        column_sum = (kernel @ degree[..., None])[..., 0]  # c, (B, heads, m)
+        excess = torch.addcmul(column_sum, norm, norm, value=-2)
+        bound = torch.maximum(excess / (COLUMN_SUM_LIMIT - 1),
+                              column_sum / (COLUMN_SUM_LIMIT + 1))
+        ratio = half_square / bound.amax((1, 2), keepdim=True)  # largest s over alpha
+        factor = ratio.log2().floor().clamp(-MAX_HALVINGS, 0).exp2()
+    return (factor / half_square)[..., None]
 
 
 def newton_iteration_reference(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:

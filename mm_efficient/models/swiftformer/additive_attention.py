@@ -4,10 +4,28 @@ All queries are combined into one global query, which gates the keys. Tokens do 
 interact pairwise, so compute is linear in their number N = H * W. Feature maps are
 never reshaped into token sequences. See https://arxiv.org/abs/2303.15446.
 """
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import in_float32
+from ..layers import autocast_disabled, in_float32
+
+EPS = 1e-12  # lower bound on a norm, as in F.normalize
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale vectors to unit length, in float32 without a cast of their own.
+
+    Args:
+        x (Tensor): (..., C).
+
+    Returns:
+        Tensor: (..., C), float32 or float64.
+    """
+    with autocast_disabled(x):
+        norm = torch.linalg.vector_norm(
+            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        return x / norm.clamp_min(EPS)
 
 
 @in_float32

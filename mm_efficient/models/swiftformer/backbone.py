@@ -32,10 +32,9 @@ from ..base import PyramidBackbone, drop_path_rates, run_blocks
 from ..layers import (
     ChannelsLastStem,
     PointwiseConv,
-    at_least_float32,
-    autocast_disabled,
+    is_eager,
 )
-from .additive_attention import global_query
+from .additive_attention import global_query, unit
 
 MLP_RATIO = 4
 SCALE_INIT = 1e-5  # layer scale of attention and MLP
@@ -242,9 +241,7 @@ class AdditiveAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         qk = self.qk(x).permute(0, 2, 3, 1)  # (B, h, w, 2 C), a view
-        with autocast_disabled(x):
-            query, gated = self._attend(at_least_float32(qk))
-        query, gated = (t.to(qk.dtype).permute(0, 3, 1, 2) for t in (query, gated))
+        query, gated = (t.to(qk.dtype).permute(0, 3, 1, 2) for t in self._attend(qk))
         return self.final(self.proj(gated) + query)
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
@@ -259,11 +256,11 @@ class AdditiveAttention(nn.Module):
                              signed=True, by_token=False)]
 
     def _attend(self, qk: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalised queries and gated keys, both (B, h, w, C)."""
-        query, key = F.normalize(qk.unflatten(-1, (2, -1)), dim=-1).unbind(-2)
-        gate = global_query(query, self.score_weight.to(qk.dtype))
-        if self.pretrain_grid:
-            tokens = qk.shape[1] * qk.shape[2]
+        """Return normalised queries and gated keys, both (B, h, w, C), in float32."""
+        query, key = unit(qk.unflatten(-1, (2, -1))).unbind(-2)
+        gate = global_query(query, self.score_weight)
+        tokens = qk.shape[1] * qk.shape[2]
+        if self.pretrain_grid and not (is_eager() and tokens == self.pretrain_grid**2):
             gate = gate * (self.pretrain_grid**2 / tokens)**0.5
         return query, gate * key
 
@@ -305,7 +302,10 @@ def _layer_scale(embed_dims: int, value: float) -> nn.Parameter:
 
 
 def _add_scaled(x: Tensor, scale: Tensor | None, branch: Tensor) -> Tensor:
-    return x + branch if scale is None else torch.addcmul(x, scale, branch)
+    if scale is None:
+        return x + branch
+    # In the branch's type: autocast would make all three float32
+    return torch.addcmul(x, scale.to(branch.dtype), branch)
 
 
 @torch.no_grad()
