@@ -240,14 +240,17 @@ def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
     functions = [] if static else split_functions(module)
     arguments = x, [function.arguments() for function in functions]
     sizes = [function.dynamic_sizes() for function in functions]
+    others = [tensor for example, weights in arguments[1] for tensor in
+              (example, *weights)]
     exported = torch.export.export(
         Library(module, functions), arguments,
         dynamic_shapes=None if static else (IMAGE_SIZES, sizes))
     program: Any = torch.onnx.export(
         exported, dynamo=True, verbose=False, input_names=[INPUT_NAME],
         output_names=[*module.output_names, *(each.name for each in functions)],
+        # Names of the image's sizes; the others belong to functions
         dynamic_shapes=None if static else (
-            {0: 'batch', 2: 'height', 3: 'width'}, sizes),
+            {0: 'batch', 2: 'height', 3: 'width'}, *[None] * len(others)),
         custom_translation_table=onnx_translations())
     if functions:
         define_functions(program.model, functions)

@@ -21,7 +21,8 @@ def adaptive_clip_grad(parameters: list[Tensor], clip_factor: float = 0.01,
         eps (float): Lower bound on the norm of the weights. Defaults to 1e-3.
         norm_type (float): Order of the norms. Defaults to 2.
     """
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = [parameter.grad for parameter in parameters
+                 if parameter.grad is not None]
     scales, norms = ([unitwise_norm(x, norm_type) for x in tensors]
                      for tensors in (parameters, gradients))
     if not gradients:

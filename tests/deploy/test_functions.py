@@ -20,6 +20,8 @@ def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path):
     result = export(model, tmp_path / 'a.onnx', images, backbone=True)
     assert all(each.passed for each in result.parity)
     file = onnx.load(tmp_path / 'a.onnx')
+    sizes = file.graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_param for size in sizes] == ['batch', '', 'height', 'width']
     called = [node.op_type for node in file.graph.node if node.domain == 'mm_efficient']
     assert called == ['SOFTBlock_1', 'SOFTBlock_1']
     (inverse, block) = file.functions

@@ -334,7 +334,8 @@ class SOFTAttention(nn.Module):
         local = self._convolve(value)
         with autocast_disabled(x):
             out = self._split_channels(local) + self._attend(query, value)
-            return self.proj(out.flatten(-2))
+            # The type of the weights, which may have been converted to half precision
+            return self.proj(out.flatten(-2).to(self.proj.weight.dtype))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """The token's row of the attention matrix, and its kernel to the landmarks.

@@ -175,7 +175,7 @@ class _GaussianAttention(Function):
         # dL/dK = grad mixed^T + value grad_summary^T, as one matmul
         right = torch.cat([mixed, grad_summary], -1).transpose(1, 2)
         grad_query, grad_value = [], []
-        moments = None  # sums over the tokens of weight times (q, |q|^2, 1)
+        moments: Any = None  # sums over the tokens of weight times (q, |q|^2, 1)
         for c in chunks:
             if len(chunks) > 1:
                 kernel = _kernel(q[:, c], l)
