@@ -17,8 +17,8 @@ from mm_efficient.analysis.models import (
 )
 from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.models.base import fit_where_needed
-from mm_efficient.models.ecoformer.layers import NUM_ANCHORS, HashAttention
-from mm_efficient.models.soft.backbone import HEAD_DIMS, SOFTAttention
+from mm_efficient.models.ecoformer.layers import NUM_ANCHORS, NUM_BITS, HashAttention
+from mm_efficient.models.soft.attention import HEAD_DIMS, SOFTAttention
 from mm_efficient.models.swiftformer.backbone import SwiftFormer
 
 REFERENCE = Path(__file__).parents[1] / 'reference'
@@ -122,8 +122,10 @@ def published_extra(backbone):
         for block in stage.blocks:
             attn = getattr(block, 'attn', None)
             if isinstance(attn, HashAttention):
-                # Distances to anchors as squared differences; ours are a product
+                # Distances to anchors as squared differences; ours are a product.
+                # Kernel values are centred; we centre their projections instead
                 total -= n * NUM_ANCHORS * channels
+                total -= attn.num_heads * NUM_ANCHORS * NUM_BITS
             elif isinstance(attn, SOFTAttention):
                 # (K M) (K^T v) for our K (M (K^T v)), and all squared norms in
                 # distances by products with ones; ours by two more channels

@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mm_efficient.analysis import count, image_shape
-from mm_efficient.models.soft import backbone, newton_inverse
+from mm_efficient.models.soft import attention, backbone, newton_inverse
 from mm_efficient.models.soft.gaussian_attention import gaussian_attention_reference
 
 MIN_SECONDS = 20  # time to repeat each measurement for
@@ -56,8 +56,8 @@ def form(reference):
     """Context in which SOFT is built and run in the reference or in the fast form."""
     with contextlib.ExitStack() as stack:
         for module, name, plain in reference * [
-                (backbone, 'gaussian_attention', gaussian_attention_reference),
-                (backbone, 'regularized_inverse', regularized_inverse_reference),
+                (attention, 'gaussian_attention', gaussian_attention_reference),
+                (attention, 'regularized_inverse', regularized_inverse_reference),
                 (newton_inverse, 'newton_iteration',
                  newton_inverse.newton_iteration_reference)]:
             stack.enter_context(patch.object(module, name, plain))

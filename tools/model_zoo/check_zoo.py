@@ -136,9 +136,10 @@ def page(results):
         entries = [entry for name, entry in sorted(results.items())
                    if name.startswith(f'{package}::')]
         counts = Counter(entry['result'].partition(':')[0] for entry in entries)
-        summary = ', '.join(f'{number} {kind}' for kind, number in counts.most_common())
+        summary = '; '.join(
+            f'{kind}: {number}' for kind, number in counts.most_common())
         parts += [f'## {title}', '', textwrap.fill(
-            f'{len(entries)} algorithms: {summary}.', 120), '',
+            f'{len(entries)} algorithms. {summary}.', 120), '',
             '| config | backbone | result |', '| --- | --- | --- |']
         parts += [f'| `{entry["config"].partition("::")[2].removesuffix(".py")}` | '
                   f'`{entry["backbone"]}` | {entry["result"].replace("|", "/")} |'
