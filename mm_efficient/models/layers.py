@@ -95,6 +95,11 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
+def add_scaled(x: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """``x + alpha * y``, in one launch; Core ML's converter ignores ``alpha``."""
+    return torch.add(x, y, alpha=alpha) if is_eager() else x + alpha * y
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm whose output has the type of its input, also under autocast.
 

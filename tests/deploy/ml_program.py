@@ -75,13 +75,15 @@ def _conv_transpose(x, weight, strides, pad_type, pad, dilations, groups, bias=N
     return out
 
 
-def _slice(x, begin, end, begin_mask=None, end_mask=None, squeeze_mask=None):
+def _slice(x, begin, end, begin_mask=None, end_mask=None, squeeze_mask=None,
+           stride=None):
     index = []
     for i in range(x.ndim):
         first = None if begin_mask is not None and begin_mask[i] else int(begin[i])
         last = None if end_mask is not None and end_mask[i] else int(end[i])
         squeezed = squeeze_mask is not None and squeeze_mask[i]
-        index.append(first if squeezed else slice(first, last))
+        step = None if stride is None else int(stride[i])
+        index.append(first if squeezed else slice(first, last, step))
     return x[tuple(index)]
 
 
@@ -123,12 +125,16 @@ OPERATORS = dict(
     add=lambda x, y: x + y,
     clip=lambda x, alpha, beta: x.clamp(alpha, beta),
     exp=lambda x: x.exp(),
+    exp2=lambda x: x.exp2(),
+    floor=lambda x: x.floor(),
     greater=lambda x, y: x > y,
     inverse=lambda x, epsilon: 1 / (x + epsilon),
+    log=lambda x, epsilon: (x + epsilon).log(),
     matmul=lambda x, y, transpose_x=False, transpose_y=False: (
         (x.mT if transpose_x else x) @ (y.mT if transpose_y else y)),
     maximum=lambda x, y: torch.maximum(x, y),
     mul=lambda x, y: x * y,
+    pow=lambda x, y: x**y,
     real_div=lambda x, y: x / y,
     rsqrt=lambda x, epsilon: (x + epsilon).rsqrt(),
     select=lambda cond, a, b: torch.where(cond, a, b),

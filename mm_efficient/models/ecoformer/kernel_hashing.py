@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..layers import (
+    add_scaled,
     at_least_float32,
     autocast_disabled,
     contiguous_float32,
@@ -111,6 +112,6 @@ def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
         bias = codes.shape[-1] + 1
         value = contiguous_float32(value.permute(2, 0, 1, 3))  # (H, B, N, d)
         transposed = codes.transpose(2, 3)
-        numerator = torch.add(codes @ (transposed @ value), value, alpha=bias)
+        numerator = add_scaled(codes @ (transposed @ value), value, bias)
         denominator = codes @ transposed.sum(-1)[..., None] + bias * codes.shape[2]
         return (numerator / denominator).permute(1, 2, 0, 3)

@@ -180,8 +180,8 @@ class ReductionAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
         local = self.local(qkv)  # 5 x 5 neighbourhoods, (B, 3C, H, W)
-        scales = torch.cat([qkv, local], 1).unflatten(1, (2, 3, -1))
-        query, key, value = scales.unbind(2)  # (B, 2, C, H, W)
+        scales = torch.cat([qkv, local], 1).unflatten(1, (6, -1))
+        query, key, value = (scales[:, i::3] for i in range(3))  # (B, 2, C, H, W)
         with autocast_disabled(x):
             out = reduction_attention(query, key, value, self.pretrain_tokens)
             out = self.proj(out.flatten(1, 2).to(self.qkv.weight.dtype))

@@ -15,9 +15,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..layers import (
+    add_scaled,
     at_least_float32,
     autocast_disabled,
     in_float32,
+    is_eager,
 )
 
 # Entries of K per chunk: about what a CPU's caches hold, and enough to keep other
@@ -58,9 +60,15 @@ def landmark_kernel(landmarks: Tensor) -> Tensor:
         Tensor: (..., m, m), symmetric.
     """
     product = landmarks @ landmarks.transpose(-1, -2)
-    norms = product.diagonal(dim1=-2, dim2=-1)  # squared; their halves cancel exactly
+    # Squared norms, whose halves cancel exactly
+    if is_eager():
+        norms = product.diagonal(dim1=-2, dim2=-1)
+    else:  # Core ML has no diagonal
+        identity = torch.eye(product.shape[-1], dtype=product.dtype,
+                             device=product.device)
+        norms = (product * identity).sum(-1)
     norms = norms[..., :, None] + norms[..., None, :]
-    return torch.add(product, norms, alpha=-0.5).clamp(max=0).exp()
+    return add_scaled(product, norms, -0.5).clamp(max=0).exp()
 
 
 def gaussian_attention_reference(query: Tensor, landmarks: Tensor, value: Tensor,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..layers import in_float32
+from ..layers import add_scaled, in_float32
 
 NEWTON_STEPS = 20
 REGULARIZER = 0.01
@@ -44,7 +44,7 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     m = kernel.shape[-1]
     row_sum = kernel.detach().sum(-1).amax(-1)[..., None, None]  # (B, heads, 1, 1)
     identity = torch.eye(m, dtype=kernel.dtype, device=kernel.device)
-    regularized = torch.add(kernel, identity, alpha=REGULARIZER)
+    regularized = add_scaled(kernel, identity, REGULARIZER)
     alpha = 1.8 * row_sum.pow(-2)
     if torch.jit.is_tracing():  # TorchScript has no autograd functions
         return _iterate(regularized, alpha, steps)
@@ -84,7 +84,7 @@ def _start_factor(kernel: Tensor, degree: Tensor) -> Tensor:
     with torch.no_grad():
         norm = torch.linalg.vector_norm(kernel, dim=-1)  # its square is d
         column_sum = (kernel @ degree[..., None])[..., 0]  # c, (B, heads, m)
-        excess = torch.addcmul(column_sum, norm, norm, value=-2)
+        excess = add_scaled(column_sum, norm.square(), -2)
         bound = torch.maximum(excess / (COLUMN_SUM_LIMIT - 1),
                               column_sum / (COLUMN_SUM_LIMIT + 1))
         ratio = half_square / bound.amax((1, 2), keepdim=True)  # largest s over alpha
