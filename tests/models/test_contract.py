@@ -63,6 +63,7 @@ def build(cls, cfg, **options):
     """A model whose every parameter matters, the same in every call."""
     key = repr((cls, cfg))
     if key not in FITTED:  # fitting takes long: once for all levels is enough
+        torch.manual_seed(0)
         FITTED[key] = fitted(cls(**cfg, out_indices=ALL_STAGES)).state_dict()
     model = cls(**{'out_indices': ALL_STAGES, **cfg, **options})
     model.load_state_dict({name: FITTED[key][name] for name in model.state_dict()})
@@ -70,7 +71,6 @@ def build(cls, cfg, **options):
 
 
 def fitted(model):
-    torch.manual_seed(0)
     model._init_from_scratch()
     for parameter in model.parameters():  # zero biases would hide mistakes
         if parameter.numel() == max(parameter.shape):  # and small layer scales
