@@ -5,10 +5,11 @@ a ``RuntimeError``. Command-line tools run inside :func:`error_line`, which prin
 an error as one ``error:`` line instead of a traceback.
 """
 import contextlib
+import difflib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -38,6 +39,25 @@ class StoppedError(ExecutionError):
         super().__init__(message)
         self.exit_code = 128 + (signal.SIGINT if signum == signal.SIGINT
                                 else signal.SIGTERM)
+
+
+def one_line(text: object) -> str:
+    """Write an error's message, or any text, in one line."""
+    return ' '.join(str(text).split())
+
+
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+    """Suggest the nearest of the known names.
+
+    Args:
+        name (str): What was given.
+        known (Iterable[object]): What exists.
+
+    Returns:
+        str: To follow the name in a message: ' (did you mean ...?)', or ''.
+    """
+    near = difflib.get_close_matches(name, map(str, known), 1, 0.6)
+    return f' (did you mean {near[0]!r}?)' if near else ''
 
 
 REPORT_SECONDS = 5  # time to report; launchers stop all processes when one exits

@@ -61,7 +61,8 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_collection_modifyitems(config, items):
     """Leave out tests with optional marks that ``-m`` does not select."""
     for item in items:
-        if item.originalname in REPEATED and LARGER.search(item.callspec.id):
+        name, _, parameters = item.name.partition('[')
+        if name in REPEATED and LARGER.search(parameters):
             item.add_marker('slow')
     left_out = {mark for mark in OPTIONAL
                 if not selects(mark, ['-m', config.option.markexpr])}

@@ -1,6 +1,7 @@
 # Sourced by dist_train.sh and dist_test.sh, with the number of processes: checks what
 # torchrun would answer with a traceback.
 case "$1" in
+    auto | cpu | gpu | xpu) ;;  # torchrun counts them
     *[!0-9]* | '' | 0*)
         echo "error: GPUS is '$1': expected a number of processes, 1 or more." >&2
         exit 2 ;;

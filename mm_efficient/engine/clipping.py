@@ -15,18 +15,18 @@ def adaptive_clip_grad(parameters: list[Tensor], clip_factor: float = 0.01,
     """Clip gradients in place, as ``timm.utils.agc.adaptive_clip_grad`` with less work.
 
     Args:
-        parameters (list[Tensor]): Parameters that have gradients.
+        parameters (list[Tensor]): Parameters; those without a gradient are left out.
         clip_factor (float): Largest ratio of the norms of a unit's gradient and
             weights. Defaults to 0.01.
         eps (float): Lower bound on the norm of the weights. Defaults to 1e-3.
         norm_type (float): Order of the norms. Defaults to 2.
     """
-    gradients = [parameter.grad for parameter in parameters
-                 if parameter.grad is not None]
-    scales, norms = ([unitwise_norm(x, norm_type) for x in tensors]
-                     for tensors in (parameters, gradients))
-    if not gradients:
+    pairs = [(x, x.grad) for x in parameters if x.grad is not None]
+    if not pairs:
         return
+    weights, gradients = map(list, zip(*pairs))
+    scales, norms = ([unitwise_norm(x, norm_type) for x in tensors]
+                     for tensors in (weights, gradients))
     torch._foreach_clamp_min_(scales, eps)
     torch._foreach_mul_(scales, clip_factor)
     torch._foreach_clamp_min_(norms, 1e-6)

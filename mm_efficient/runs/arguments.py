@@ -2,7 +2,6 @@
 
 MMEngine finds these faults too, but after it has filled the work dir.
 """
-import difflib
 import inspect
 import math
 from collections.abc import Iterable, Iterator
@@ -29,7 +28,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .traversal import as_list, leaf_datasets, split_metrics
 
 Part = tuple[str, Any, Registry]
@@ -119,14 +118,14 @@ def _check_part(key: str, settings: Any, registry: Registry) -> None:
                 names = {*found.module_dict, *registry.module_dict}
                 raise InputError(
                     f'{key}.type is {settings["type"]!r}, which is not registered in '
-                    f'{found.scope}{_near(settings["type"], names)}. Name the module '
-                    'that registers it in custom_imports.')
+                    f'{found.scope}{did_you_mean(settings["type"], names)}. Name the '
+                    'module that registers it in custom_imports.')
     known = _known_arguments(kind)
     unknown = [name for name in settings if name not in {*known, *READ_BEFORE}]
     if known and unknown:
         name = getattr(kind, '__name__', kind)
         raise InputError(f'{key}: {name} has no argument {unknown[0]!r}'
-                         f'{_near(unknown[0], known)}.')
+                         f'{did_you_mean(unknown[0], known)}.')
 
 
 def _known_arguments(kind: Any) -> set[str]:
@@ -144,11 +143,6 @@ def _known_arguments(kind: Any) -> set[str]:
         return set()
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     return set() if takes_any and len(sources) == 1 else {p.name for p in parameters}
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    return f' (did you mean {near[0]!r}?)' if near else ''
 
 
 def _check_loader(cfg: Config, split: str) -> None:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import config_files, join_root
 from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
@@ -85,7 +85,7 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
             cfg.merge_from_dict({key: value})
         except Exception as error:  # MMEngine raises whatever comes up
             known = isinstance(error, KeyError) and error.args
-            reason = ' '.join(str(error.args[0] if known else error).split())
+            reason = one_line(error.args[0] if known else error)
             raise InputError(f'--cfg-options {key}={value}: {reason}') from None
     kinds: list[tuple[str, Any]] = [
         ('model', dict), ('default_scope', str), ('default_hooks', (dict, NoneType)),
@@ -168,7 +168,7 @@ def _read_config(path: str) -> Config:
                 isinstance(error, OSError) and error.errno == errno.EMFILE:
             reason = 'a file in _base_ is its own base'
         else:
-            reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+            reason = f'{type(error).__name__}: {one_line(error)}'
         lines = [f' ({frame.filename}, line {frame.lineno})'
                  for frame in traceback.extract_tb(error.__traceback__)
                  if frame.name == '<module>']

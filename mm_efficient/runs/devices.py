@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 FIRST_GPU = Path('/dev/nvidia0')
 
@@ -62,5 +62,5 @@ def check_workers(cfg: Config, splits: Iterable[str]) -> None:
         options = ' '.join(f'{split}_dataloader.num_workers=0' for split in loaders)
         raise InputError(
             f'{loaders[0]}_dataloader.num_workers needs shared memory, /dev/shm, which '
-            f'cannot be written ({" ".join(str(error).split())}). Mount it writable '
+            f'cannot be written ({one_line(error)}). Mount it writable '
             f'(docker: --shm-size=8g), or use --cfg-options {options}.') from None

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from ..errors import ExecutionError, InputError, StoppedError
+from ..errors import ExecutionError, InputError, StoppedError, one_line
 from .coco_entries import check_coco_entries
 from .image_checks import build_dataset, image_faults
 from .traversal import split_datasets
@@ -51,7 +51,7 @@ class NamedPipeline:
             labels = data.get('seg_map_path')
             raise SampleError(
                 f'{path}{f" with {labels}" if labels else ""} cannot be loaded: '
-                f'{type(error).__name__}: {" ".join(str(error).split())}') from error
+                f'{type(error).__name__}: {one_line(error)}') from error
         self.skipped = 0 if sample is not None else self.skipped + 1
         if sample is None and (self.test_mode or self.skipped > self.most):
             raise SampleError(
@@ -142,9 +142,8 @@ def no_empty_work_dir(work_dir: str | Path) -> Iterator[None]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if isinstance(error, (InputError, ExecutionError)):
             raise
-        reason = ' '.join(str(error).split())
         raise ExecutionError(f'The run cannot be started: {type(error).__name__}: '
-                             f'{reason}') from error
+                             f'{one_line(error)}') from error
 
 
 def _entries(folder: str | Path) -> list[Path]:

@@ -18,7 +18,7 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from ..errors import ExecutionError, InputError
+from ..errors import ExecutionError, InputError, one_line
 from ..files import is_local
 from .classes import head_classes
 from .coco import LARGEST_PARSED, coco_files, dataset_class
@@ -97,7 +97,7 @@ def build_dataset(cfg: Config, settings: dict, split: str,
     except (InputError, ExecutionError):
         raise
     except Exception as error:
-        reason = ' '.join(str(error).split()) or 'an assertion'
+        reason = one_line(error) or 'an assertion'
         if 'need at least one array' in reason:  # of no samples
             raise InputError(f'{key}, has no images{_hint(settings)}.') from None
         raise InputError(f'{key}, cannot be read: {type(error).__name__}: '
@@ -307,4 +307,4 @@ def _limit(cfg: Config) -> int | None:
 
 
 def _line(text: str) -> str:
-    return ' '.join(text.split())[:120]
+    return one_line(text)[:120]

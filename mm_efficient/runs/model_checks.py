@@ -20,7 +20,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import is_local
 from ..models.base import MIN_IMAGE_SIZE, PyramidBackbone
 from ..weights.checking import check_checkpoint
@@ -124,17 +124,17 @@ def _check_features(cfg: Config, backbone: Any) -> None:
     if cfg.default_scope == 'mmpretrain':
         settings = {**settings, 'train_cfg': None}  # logs that it is there
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
-        model = _build(settings)
+        model, device = _build(settings), 'meta'
         for shape in _trial_shapes(cfg):
             try:
                 image = torch.zeros(1, backbone.in_channels, *shape, device='meta')
                 features = backbone.eval()(image)
             except Exception:  # the backbone needs values
                 return
-            failed = _try_successors(model, _like(features, 'meta'))
-            if failed is not None:
-                on_cpu = ALL_MODELS.build(copy.deepcopy(settings))
-                failed = _try_successors(on_cpu, _like(features, 'cpu'))
+            failed = _try_successors(model, _like(features, device))
+            if failed is not None and device == 'meta':
+                model, device = ALL_MODELS.build(copy.deepcopy(settings)), 'cpu'
+                failed = _try_successors(model, _like(features, device))
             if failed is None:
                 break
     if failed is None:
@@ -191,7 +191,7 @@ def _build(settings: dict) -> Any:
         return build_on_meta(settings)
     except Exception as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        reason = ' '.join(str(text).split())
+        reason = one_line(text)
         raise InputError('The model of the config cannot be built: '
                          f'{type(error).__name__}: {reason}') from error
 

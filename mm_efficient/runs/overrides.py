@@ -1,8 +1,7 @@
 """Settings without the effect they seem to have: overrides, length, best metric."""
-import difflib
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -10,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .traversal import as_list, split_metrics, type_name
 
 # Read by MMEngine's runner beside its arguments, or by tools
@@ -43,8 +42,9 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
                 f'config reads that variable. Use {flag}, in Python {key}=..., or a '
                 f'full key such as {full_key}.')
         if name not in cfg and name not in read:
-            raise InputError(f'--cfg-options {key}: the config has no {name!r}, and '
-                             f'nothing would read it{_near(name, {*read, *cfg})}.')
+            raise InputError(
+                f'--cfg-options {key}: the config has no {name!r}, and nothing would '
+                f'read it{did_you_mean(name, {*read, *cfg})}.')
         if name not in read and 'runner_type' not in cfg:
             print_log(
                 f'--cfg-options {key}: {name} is a variable of the config file, which '
@@ -73,13 +73,8 @@ def _warn_of_new_key(cfg: Config, key: str) -> None:
         return
     if 'type' not in node:  # classes reject arguments that they do not know
         print_log(f'--cfg-options {key}: {part!r} is new in this config'
-                  f'{_near(part, node)}; check that something reads it',
+                  f'{did_you_mean(part, node)}; check that something reads it',
                   logger='current', level=logging.WARNING)
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, map(str, known), 1, 0.7)
-    return f' (did you mean {near[0]!r}?)' if near else ''
 
 
 def check_length(cfg: Config) -> None:

@@ -1,8 +1,9 @@
 import torch
 from mmengine.optim import build_optim_wrapper
+from timm.utils import agc
 from torch import nn
 
-import mm_efficient  # noqa: F401
+from mm_efficient.engine.clipping import adaptive_clip_grad
 
 
 def test_gradient_of_a_unit_is_limited_by_its_weights():
@@ -30,3 +31,19 @@ def test_default_factor():
     torch.testing.assert_close(norms, torch.full((2, ), 0.01 * 2**0.5))
     # weights of norm 0 count as 1e-3
     torch.testing.assert_close(model.bias.detach().norm(), torch.tensor(1e-5))
+
+
+def test_clips_as_timm_does():
+    """Of all kinds of parameters, and with one that has no gradient in between."""
+    torch.manual_seed(0)
+    clipped = []
+    for function in (adaptive_clip_grad, agc.adaptive_clip_grad):
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(shape)) for shape in (
+            (), (3, ), (2, 3), (1, 2), (4, 2, 3, 3))]
+        for i, parameter in enumerate(parameters):
+            parameter.grad = None if i == 2 else torch.randn(parameter.shape)
+        function(parameters, clip_factor=0.3)
+        clipped.append([x.grad for x in parameters if x.grad is not None])
+    for ours, theirs in zip(*clipped, strict=True):
+        torch.testing.assert_close(ours, theirs)

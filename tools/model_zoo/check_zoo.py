@@ -20,7 +20,7 @@ from mmengine.logging import MMLogger
 from trials import run_trial, trial_config
 
 import mm_efficient  # noqa: F401
-from mm_efficient.errors import ExecutionError, InputError, error_line
+from mm_efficient.errors import ExecutionError, InputError, error_line, one_line
 from mm_efficient.files import whole_file
 from mm_efficient.runs.traversal import type_name
 from mm_efficient.swap import swap_backbone
@@ -119,8 +119,7 @@ def _stock_too(name, reason):
 
 
 def _reason(error):
-    text = ' '.join(str(error).split())
-    return f'{type(error).__name__}: {text}'[:200]
+    return f'{type(error).__name__}: {one_line(error)}'[:200]
 
 
 def read_log(path):
