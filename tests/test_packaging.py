@@ -74,7 +74,12 @@ def test_wheel_works_without_a_checkout(wheel, tmp_path):
     printed = python('-c', f"""if True:
         import runpy, sys
         sys.path.insert(0, {str(installed)!r})
-        import mm_efficient, mmpretrain
+        sockets = []
+        sys.addaudithook(lambda event, _: sockets.append(event)
+                         if event.startswith('socket.') else None)
+        import mm_efficient
+        assert not sockets, sockets  # nobody is asked for anything on import
+        import mmpretrain
         from mm_efficient.runs import load_config
         print(load_config('soft_tiny_maskrcnn_1x.py').filename)
         print(mmpretrain.get_model('swiftformer-xs_8xb256_in1k')._config.filename)

@@ -210,7 +210,7 @@ def test_two_processes(tmp_path, config):
         "custom_imports = dict(imports=['mm_efficient', 'recorder'])\n"
         "custom_hooks = [*_base_.custom_hooks, dict(type='Recorder')]\n")
     env = dict(os.environ, PYTHON=sys.executable, PORT='29577', OMP_NUM_THREADS='1',
-               PYTHONPATH=str(tmp_path))
+               PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ['PYTHONPATH']]))
     done = subprocess.run(
         ['bash', ROOT / 'tools/dist_train.sh', 'recorded.py', '2', '--mini',
          '--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=2',

@@ -36,7 +36,8 @@ def test_as_a_command(tmp_path, published):
     torch.save(dict(state_dict_ema=published()), source)
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(source), str(target)],
-        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=os.pathsep.join(
+            [str(ROOT), os.environ['PYTHONPATH']])),
         capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for fact in ('SOFT', 'tiny', '13,069,056 parameters', 'state_dict_ema',
