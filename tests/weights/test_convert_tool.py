@@ -102,7 +102,10 @@ def test_tensors_of_another_kind(tmp_path, published, convert, change, message):
     source, target = tmp_path / 'soft.pth', tmp_path / 'ours.pth'
     tensors = published()
     tensors['head.weight'] = change(tensors['head.weight'])
-    torch.save(tensors, source)
+    try:
+        torch.save(tensors, source)
+    except KeyError as error:  # PyTorch 2.1 has float8, but no files of it
+        pytest.skip(str(error))
     error, _ = convert(source, target)
     assert error.startswith('error: ') and re.search(message, error)
     assert '\n' not in error and not target.exists()
