@@ -37,8 +37,6 @@ INPUT_NAME = 'input'
 # For tracing models with dynamic shapes: tracers take equal sizes for the same one, and
 # a size of 1 (of the batch or of a feature map) for a constant
 TRACED_BATCH_SIZE, TRACED_SHAPE = 2, (256, 320)
-# With named dimensions, as ONNX has them, PyTorch traces detectors twice
-IMAGE_SIZES = {dim: torch.export.Dim.AUTO for dim in (0, 2, 3)}
 MIN_TORCH = (2, 6)
 
 
@@ -211,8 +209,13 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
                 _write_onnx(module, path, x, static, metadata)
                 return
             program = torch.export.export(
-                module, (x, ), dynamic_shapes=None if static else (IMAGE_SIZES, ))
+                module, (x, ), dynamic_shapes=None if static else (_image_sizes(), ))
             torch.export.save(program, path)
+
+
+def _image_sizes() -> dict[int, Any]:
+    """Dynamic sizes of images. With named ones PyTorch traces detectors twice."""
+    return {dim: torch.export.Dim.AUTO for dim in (0, 2, 3)}
 
 
 def follow_input_device(traced: Any) -> None:
@@ -244,7 +247,7 @@ def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
               (example, *weights)]
     exported = torch.export.export(
         Library(module, functions), arguments,
-        dynamic_shapes=None if static else (IMAGE_SIZES, sizes))
+        dynamic_shapes=None if static else (_image_sizes(), sizes))
     program: Any = torch.onnx.export(
         exported, dynamo=True, verbose=False, input_names=[INPUT_NAME],
         output_names=[*module.output_names, *(each.name for each in functions)],

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..weights.loading import is_published, load_pretrained
+from .layers import is_compiling
 
 NUM_STAGES = 4
 MIN_IMAGE_SIZE = 32
@@ -311,7 +312,7 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
     for block in blocks:
         if not (with_cp and torch.is_grad_enabled()):
             x = block(x)
-        elif torch.compiler.is_compiling():
+        elif is_compiling():
             # A compiler updates statistics once, and takes no such contexts
             x = checkpoint(block, x, use_reentrant=False)
         else:

@@ -15,6 +15,9 @@ T = TypeVar('T')
 # Minimum number of pixels in a batch for which oneDNN's 1x1 convolution, which reorders
 # the weight in every call, beats a matmul
 ONEDNN_MIN_PIXELS = 128
+# PyTorch 2.1 and 2.2 have it at another place
+is_compiling: Callable[[], bool] = getattr(
+    torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager:
@@ -92,7 +95,7 @@ def eager_on_cpu(x: Tensor) -> bool:
 
 def is_eager() -> bool:
     """Whether nothing is being compiled or exported, so that sizes are numbers."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (is_compiling() or torch.jit.is_tracing())
 
 
 def add_scaled(x: Tensor, y: Tensor, alpha: float) -> Tensor:
