@@ -1,8 +1,8 @@
 """The contract of `PyramidBackbone`, for every backbone the package registers."""
 import copy
-import re
 import functools
 import io
+import re
 
 import numpy as np
 import pytest
