@@ -120,15 +120,15 @@ def record(name, folder, num_train, num_val=2, launcher='none', **options):
         Path(f'{folder}.json').write_text(json.dumps(recorder.losses))
 
 
-def evaluate(name, checkpoint, folder, launcher='none'):
+def evaluate(name, checkpoint, folder, launcher='none', **options):
     """Test on the images that are there and write the metrics to ``FOLDER.json``."""
     mini.generate_dataset = lambda name: None
     for recipe in mini.RECIPES.values():
         recipe['size'] = 64
     metrics = runs.test(name, checkpoint, work_dir=folder, launcher=launcher, mini=True,
-                        cfg_options=dict(log_level='ERROR'))
+                        cfg_options={'log_level': 'ERROR', **options})
     if dist.is_main_process():
-        Path(f'{folder}.json').write_text(json.dumps(metrics))
+        Path(f'{folder}.json').write_text(json.dumps(metrics, default=float))
 
 
 def kill_after(seconds):
