@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from running import equal, evaluate, finish, record, start
+from test_signals import workers
 
 pytestmark = pytest.mark.trials
 ROOT = Path(__file__).parents[2]
@@ -163,7 +165,7 @@ def launch(command, log, folder, iterations=4, **env):
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable,
                PYTHONPATH=str(ROOT), **env)
     return subprocess.Popen(
-        [*command, *OPTIONS, '--work-dir', folder, f'train_cfg.max_iters={iterations}'],
+        [*command, '--work-dir', folder, *OPTIONS, f'train_cfg.max_iters={iterations}'],
         env=env, stdout=open(log, 'w'), stderr=subprocess.STDOUT)
 
 
@@ -209,30 +211,21 @@ def test_slurm(single, tmp_path, monkeypatch, count):
     assert done, Path('slurm.log').read_text()[-3000:]
 
 
-def workers(process):
-    """Processes that a process has started, oldest first."""
-    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text()
-    return sorted(map(int, children.split()))
-
-
 @pytest.mark.parametrize('rank', [0, 1])
 def test_a_process_is_killed(tmp_path, monkeypatch, count, rank):
     monkeypatch.chdir(tmp_path)
-    job = launch(by_torchrun(2), 'log', 'work', 300, PORT=free_port())
+    job = launch(by_torchrun(2), 'log', 'work', 100, PORT=free_port())
     while job.poll() is None and not list(Path('work').glob('iter_*.pth')):
-        try:
-            job.wait(0.2)
-        except subprocess.TimeoutExpired:
-            pass
-    os.kill(workers(job)[rank], signal.SIGKILL)
+        time.sleep(0.2)
+    os.kill(sorted(workers(job))[rank], signal.SIGKILL)
     code, output = job.wait(300), Path('log').read_text()
     lines = re.findall(r'^error: .*', output, re.M)
     clear = code == 137 and len(lines) == 1 and 'Traceback' not in output and \
         f'process {rank} was ended by SIGKILL' in lines[0]
     kept = list(Path('work').glob('iter_*.pth'))
     begin = max((int(path.stem[5:]) for path in kept), default=0)
-    again = launch(by_torchrun(2)[:3] + ['2', '--allow-changes'], 'again', 'work',
-                   begin + 2, PORT=free_port())
+    again = launch([*by_torchrun(2), '--allow-changes'], 'again', 'work', begin + 2,
+                   PORT=free_port())
     goes_on = again.wait(300) == 0
     count(f'process {rank} of two killed, command line; resumed from the checkpoint',
           tried=1, clear=int(clear), lost=int(not (kept and goes_on)))
