@@ -13,6 +13,7 @@ from mm_efficient.engine.seeding import (
     SeedSample,
     seed_everything,
 )
+from mm_efficient.models import LowFormer
 from mm_efficient.runs import build_runner, prepare_training
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -69,7 +70,7 @@ def run(task, folder, workers, resume=None, name=None, **options):
 
 # With workers a loop of epochs and one of iterations
 @pytest.mark.parametrize('task, workers', [('cls', 0), ('det', 2), ('seg', 2)])
-def test_loss_curve(tiny, task, workers):
+def test_loss_curve(tiny, shallow, task, workers):
     pytest.importorskip(dict(cls='mmpretrain', det='mmdet', seg='mmseg')[task])
     whole = train(task, tiny / 'whole', workers)
     assert sorted(whole) == [0, 1, 2, 3]
@@ -108,7 +109,9 @@ def ingredients(runner):
                            'MESAHook', 'ResolutionBatchSampler', 'loss_mesa'}),
     ('reduceformer_b1_300e', {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
                               'ResolutionBatchSampler'})])
-def test_recipe_with_everything_it_has(tiny, teacher, name, expected):
+def test_recipe_with_everything_it_has(tiny, teacher, monkeypatch, name, expected):
+    arch = {**LowFormer.ARCHS['e2'], 'stem_depth': 0, 'depths': [0, 0, 1, 1]}
+    monkeypatch.setitem(LowFormer.ARCHS, 'e2', arch)
     options = dict(name=f'cls/{name}.py',
                    **teacher if name.startswith('swiftformer') else {})
     runner, whole = run('cls', tiny / 'whole', 0, **options)
