@@ -17,8 +17,8 @@ stochastic depth, with eager or compile; MiB then includes activations and gradi
 and deviation the gradients. Detectors of two stages run as they are exported, with box
 decoding and NMS for a fixed number of boxes.
 
-Columns: ms is the median time of a pass; ratio refers to the first row of that shape
-and batch size; min - max is its range over the rounds; MiB is the peak memory of
+Columns: ms is the median time of a pass; ratio refers to --baseline, else to the first
+row of that shape, batch size and step; min - max is its range over the rounds; MiB is the peak memory of
 tensors, weights included; deviation is the largest relative error of an output,
 compared with the eager model in fp32.
 
@@ -36,8 +36,8 @@ examples:
   backbones at detection size:
     benchmark.py soft_tiny_retinanet_1x timm/resnet50 --backbone --shape 800x1344
   training: time and peak memory at detection size, added to a file, and a table of it:
-    benchmark.py timm/resnet50 soft_tiny --backbone --shape 800x1344 --step train \\
-        --backend eager compile --out speed.jsonl
+    benchmark.py soft_tiny --baseline timm/resnet50 --backbone --shape 800x1344 \\
+        --step train --backend eager compile --out speed.jsonl
     benchmark.py --from speed.jsonl --out speed.md
   reported accuracy against latency; then the plot again from the file of a run:
     benchmark.py soft_tiny resnet50_8xb32_in1k --out speed.json --plot accuracy.png
@@ -112,6 +112,8 @@ def add_run_options(add, count):
         'FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a model; a family '
         '(lowformer) for all its variants; rivals, for what LowFormer was compared '
         'with')
+    add('--baseline', metavar='MODEL', help='model that ratios refer to, eager in fp32 '
+        '(default: the first model, in the first backend)')
     add('--backend', dest='backends', nargs='+', default=['eager'], metavar='BACKEND',
         help='eager, compile, torchscript, onnxruntime, fused, ..., see above '
         '(default: eager)')
@@ -161,10 +163,12 @@ def time_models(args):
     if args.plot:
         check_plot(map(benchmark.reported_top1, args.models))
     config = benchmark.BenchmarkConfig(**{key: getattr(args, key) for key in DEFAULTS})
-    runs = [benchmark.BenchmarkRun(*names, batch_size, *shape, step)
-            for shape, batch_size, step, *names in itertools.product(
-                args.shapes, args.batch_sizes, args.steps, args.models, args.backends,
-                args.dtypes)]
+    names = [*itertools.product(args.models, args.backends, args.dtypes)]
+    if args.baseline:
+        names.insert(0, (args.baseline, 'eager', 'fp32'))
+    runs = [benchmark.BenchmarkRun(*each, batch_size, *shape, step)
+            for shape, batch_size, step in itertools.product(
+                args.shapes, args.batch_sizes, args.steps) for each in names]
     return benchmark.run_benchmark(runs, config), config.settings()
 
 
