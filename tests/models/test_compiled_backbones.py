@@ -9,17 +9,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_efficient.engine import CompileBackboneHook
 
-FAMILIES = {param.id: param.values for param in SHALLOW}
 
-
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[] if name == 'ReduceFormer' else pytest.mark.slow)
-    for name in FAMILIES])
-def test_two_graphs_for_all_sizes(name):
+@pytest.mark.slow  # tests/engine/test_backbone_speed.py shows it on a small module
+@pytest.mark.parametrize('cls, cfg', SHALLOW)
+def test_two_graphs_for_all_sizes(cls, cfg):
     """One for square images and one for all others, also with checkpointing."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend('aot_eager')
-    cls, cfg = FAMILIES[name]
     options = dict(pretrain_size=224, drop_path_rate=0., with_cp=True)
     models = [build(cls, cfg, **options).train() for _ in range(2)]
     hook = CompileBackboneHook(backend=counter)
