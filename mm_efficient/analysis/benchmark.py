@@ -106,9 +106,13 @@ def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)
     rows = []
+    # All models are compiled in Forward.forward; past its limit of graphs per function
+    # PyTorch would run them eagerly
+    limit = torch._dynamo.config.cache_size_limit + len(runs)
     try:
         for _, group in itertools.groupby(runs, lambda run: run[3:]):
-            rows += _time_group([*group], config)
+            with torch._dynamo.config.patch(cache_size_limit=limit):
+                rows += _time_group([*group], config)
             torch.compiler.reset()  # drop the graphs of this shape
     finally:
         torch.set_num_threads(threads)

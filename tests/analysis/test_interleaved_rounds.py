@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_efficient.analysis import ModelSpec, backends, benchmark
 from mm_efficient.analysis.backends import build_model
@@ -219,6 +220,19 @@ def test_backends_compute_the_same(monkeypatch):
     assert eager['deviation'] == 0 < fused['deviation']
     assert fused['peak_mib'] < eager['peak_mib']
     assert torch.get_num_threads() == threads
+
+
+def test_many_models_are_compiled(monkeypatch):
+    """PyTorch compiles a function at most eight times, then runs it eagerly."""
+    counter = CompileCounterWithBackend('eager')
+    monkeypatch.setattr(torch, 'compile', functools.partial(
+        torch.compile, backend=counter))
+    for module in backends, benchmark:
+        monkeypatch.setattr(module, 'find_model', lambda name: ModelSpec(
+            name, lambda: nn.Conv2d(3, int(name), 1), call_model, (8, 8)))
+    run_benchmark([BenchmarkRun(str(width), 'compile', 'fp32', 1, 8, 8)
+                   for width in range(2, 13)], SHORT)
+    assert counter.frame_count == 11
 
 
 class Dropping(nn.Module):

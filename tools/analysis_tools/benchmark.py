@@ -18,9 +18,9 @@ and deviation the gradients. Detectors of two stages run as they are exported, w
 decoding and NMS for a fixed number of boxes.
 
 Columns: ms is the median time of a pass; ratio refers to --baseline, else to the first
-row of that shape, batch size and step; min - max is its range over the rounds; MiB is the peak memory of
-tensors, weights included; deviation is the largest relative error of an output,
-compared with the eager model in fp32.
+row of that shape, batch size and step; min - max is its range over the rounds; MiB is
+the peak memory of tensors, weights included; deviation is the largest relative error of
+an output, compared with the eager model in fp32.
 
 examples:
   benchmark.py timm/resnet50 swin-tiny_16xb64_in1k soft_small
