@@ -21,7 +21,7 @@ os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpo
 # Tests with these marks run only if -m names the mark
 OPTIONAL = ('cuda', 'slow', 'trials', 'zoo')
 # Larger variants, and tests in which they only repeat what smaller ones show
-LARGER = re.compile(r'soft_(small_d20|medium|large|huge)|pvtv2_b[234]|pvt_b[234]'
+LARGER = re.compile(r'soft_(small|medium|large|huge)|pvtv2_b[234]|pvt_b[234]'
                     r'|swiftformer_l|(lowformer_|^)(b2|b3|e3)|reduceformer_b[23]')
 REPEATED = {'test_matches_the_published_code', 'test_agrees_with_timm',
             'test_reference_figures'}
@@ -46,6 +46,7 @@ import torch  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
+from mm_efficient.models import SOFT  # noqa: E402
 
 REFERENCE = Path(__file__).parent / 'reference'
 
@@ -117,6 +118,13 @@ def checkpoints(tmp_path, monkeypatch):
     folder = tmp_path / 'checkpoints'
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """SOFT-Tiny has one block per stage, half the parameters to train and save."""
+    arch = {**SOFT.ARCHS['tiny'], 'depths': [1, 1, 1, 1]}
+    monkeypatch.setitem(SOFT.ARCHS, 'tiny', arch)
 
 
 @pytest.fixture(scope='session')

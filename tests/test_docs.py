@@ -329,7 +329,7 @@ def cut_short(cfg):
 
 @pytest.mark.parametrize('title, make_data', [
     ('Detection', helmets), ('Segmentation', roads), ('Classification', birds)])
-def test_own_data_from_folder_to_test(title, make_data, monkeypatch, tmp_path):
+def test_own_data_from_folder_to_test(title, make_data, monkeypatch, tmp_path, shallow):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     monkeypatch.setattr(

@@ -5,9 +5,10 @@ reading the data set and printing the config, and with the message of whichever 
 fails.
 """
 import copy
+import functools
 import inspect
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,16 @@ def _check_features(cfg: Config, backbone: Any) -> None:
     if cfg.default_scope == 'mmpretrain':
         settings = {**settings, 'train_cfg': None}  # logs that it is there
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
-        model, device = _build(settings), 'meta'
+        model = _build(settings).eval()
+        on_cpu = functools.cache(
+            lambda: ALL_MODELS.build(copy.deepcopy(settings)).eval())
         for shape in _trial_shapes(cfg):
             try:
                 image = torch.zeros(1, backbone.in_channels, *shape, device='meta')
                 features = backbone.eval()(image)
             except Exception:  # the backbone needs values
                 return
-            failed = _try_successors(model, _like(features, device))
-            if failed is not None and device == 'meta':
-                model, device = ALL_MODELS.build(copy.deepcopy(settings)), 'cpu'
-                failed = _try_successors(model, _like(features, device))
+            failed = _try_successors(model, _successors(model), features, on_cpu)
             if failed is None:
                 break
     if failed is None:
@@ -173,12 +173,12 @@ def _check_batch(cfg: Config, model: Any, features: Sequence[Tensor]) -> None:
             isinstance(module, nn.SyncBatchNorm) and get_world_size() > 1
             for module in model.modules()):
         return
-    model = revert_sync_batchnorm(model)
+    model = revert_sync_batchnorm(model).train()
     device = next(model.parameters()).device
     large = tuple(torch.zeros(*x.shape[:2], *(4 * size for size in x.shape[2:]),
                               device=device) for x in features)
     with torch.no_grad():
-        failed = _try_successors(model, large, training=True)
+        failed = _try_successors(model, _successors(model), large)
     if failed is not None and 'more than 1 value per channel' in str(failed[1]):
         raise InputError(
             f'train_dataloader.batch_size is 1, but model.{failed[0]} has a batch norm '
@@ -196,28 +196,40 @@ def _build(settings: dict) -> Any:
                          f'{type(error).__name__}: {reason}') from error
 
 
-def _like(features: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros(x.shape, device=device) for x in features)
+def _successors(model: Any) -> list[str]:
+    """Names of the modules that run on the backbone's feature maps, neck first."""
+    names = ['neck'] if getattr(model, 'with_neck', False) else []
+    for part in ('decode_head', 'auxiliary_head', 'head'):
+        head = getattr(model, part, None)
+        if isinstance(head, nn.ModuleList):
+            names += [f'{part}.{i}' for i in range(len(head))]
+        elif head is not None:
+            names.append(part)
+    return [name for name in names
+            if name == 'neck' or _takes_features_alone(model.get_submodule(name))]
 
 
-def _try_successors(model: Any, features: tuple[Tensor, ...], training: bool = False
+def _try_successors(model: Any, names: list[str], features: Sequence[Tensor],
+                    on_cpu: Callable[[], Any] | None = None
                     ) -> tuple[str, Exception] | None:
-    """Name the part of a model that cannot run on feature maps, and its error."""
-    model.train(training)
-    part = 'neck'
-    try:
-        if getattr(model, 'with_neck', False):
-            features = model.neck(features)
-        for part in ('decode_head', 'auxiliary_head', 'head'):
-            heads = getattr(model, part, None)
-            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
-                if head is not None and _takes_features_alone(head):
-                    head(features)
-    except NotImplementedError:  # an operator that is not installed
-        return None
-    except Exception as error:
-        # operators of mmcv that exist for CUDA only
-        return None if 'cuda' in str(error).lower() else (part, error)
+    """Name the part of a model that cannot run on feature maps, and its error.
+
+    From the first module that fails on, those of the model ``on_cpu`` are run.
+    """
+    for i, name in enumerate(names):
+        try:
+            outs = model.get_submodule(name)(features)
+        except NotImplementedError:  # an operator that is not installed
+            return None
+        except Exception as error:
+            if 'cuda' in str(error).lower():  # operators of mmcv for CUDA only
+                return None
+            if on_cpu is None:
+                return name.partition('.')[0], error
+            values = tuple(torch.zeros(x.shape) for x in features)
+            return _try_successors(on_cpu(), names[i:], values)
+        if name == 'neck':
+            features = outs
     return None
 
 

@@ -12,9 +12,11 @@ from mmengine.runner.checkpoint import save_checkpoint
 from mm_efficient.datasets import mini
 
 DENSE = [name for name in EXAMPLES if LEAVES[name].task != 'cls']
-# All classifiers, and one detector and one segmentor per backbone class, of either
-# method in turn: heads are the same for all, and test_configs.py builds every model
-TRAINED = [name for name in EXAMPLES if LEAVES[name].task == 'cls']
+# Classifiers, of one resolution each, and one detector and one segmentor per backbone
+# class, of either method in turn: heads are the same for all, and test_configs.py
+# builds every model
+TRAINED = [name for name in EXAMPLES
+           if LEAVES[name].task == 'cls' and not re.search(r'_r\d+_', name)]
 for _i, _variant in enumerate(EXAMPLE_OF.values()):
     for _task in ('det', 'seg'):
         TRAINED.append([name for name in DENSE

@@ -8,14 +8,16 @@ from mm_efficient.deploy.functions import Call, split_functions
 from mm_efficient.models import SOFT
 
 
-def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path):
+@pytest.mark.parametrize('normalized', [
+    True, pytest.param(False, marks=pytest.mark.slow)])
+def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path, normalized):
     """Of other numbers of heads and landmarks, and in batches of one, too."""
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     torch.manual_seed(0)
     arch = dict(embed_dims=[64, 32, 32, 32], depths=[2, 1, 1, 1])
-    model = SOFT(arch, normalized=True, pretrain_size=224, out_indices=(0, )).eval()
+    model = SOFT(arch, normalized, pretrain_size=224, out_indices=(0, )).eval()
     images = [(batch - 128) / 64 for batch in small_images()]
     result = export(model, tmp_path / 'a.onnx', images, backbone=True)
     assert all(each.passed for each in result.parity)

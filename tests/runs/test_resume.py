@@ -8,6 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 from mm_efficient.engine.seeding import SampleIndex, SeedSample, seed_everything
+from mm_efficient.models import LowFormer
 from mm_efficient.runs import build_runner, prepare_training
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -64,7 +65,7 @@ def run(task, folder, workers, resume=None, name=None, **options):
 
 # With workers a loop of epochs and one of iterations
 @pytest.mark.parametrize('task, workers', [('cls', 0), ('det', 2), ('seg', 2)])
-def test_loss_curve(tiny, task, workers):
+def test_loss_curve(tiny, shallow, task, workers):
     pytest.importorskip(dict(cls='mmpretrain', det='mmdet', seg='mmseg')[task])
     whole = train(task, tiny / 'whole', workers)
     assert sorted(whole) == [0, 1, 2, 3]
@@ -103,7 +104,9 @@ def ingredients(runner):
                            'MESAHook', 'ResolutionBatchSampler', 'loss_mesa'}),
     ('reduceformer_b1_300e', {'EMAHook', 'PreciseBNEvalHook', 'DropPathProgressHook',
                               'ResolutionBatchSampler'})])
-def test_recipe_with_everything_it_has(tiny, teacher, name, expected):
+def test_recipe_with_everything_it_has(tiny, teacher, monkeypatch, name, expected):
+    arch = {**LowFormer.ARCHS['e2'], 'stem_depth': 0, 'depths': [0, 0, 1, 1]}
+    monkeypatch.setitem(LowFormer.ARCHS, 'e2', arch)
     options = dict(name=f'cls/{name}.py',
                    **teacher if name.startswith('swiftformer') else {})
     runner, whole = run('cls', tiny / 'whole', 0, **options)

@@ -106,7 +106,7 @@ def rates(folder, resume=None, **changes):
     return hook.seen
 
 
-def test_changes_on_purpose(tiny):
+def test_changes_on_purpose(tiny, shallow):
     """From the checkpoint on, the rates are those of a run with the new settings."""
     rates('before')
     new = dict(batch=1, lr=5e-4)

@@ -39,7 +39,7 @@ class SendSignal(Hook):
 
 
 @pytest.fixture
-def run(tiny, monkeypatch):
+def run(tiny, shallow, monkeypatch):
     """Train, with a signal at an iteration; return the runner."""
     hooks = []
     build = training.build_runner

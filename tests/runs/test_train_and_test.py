@@ -19,7 +19,7 @@ SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 2,
          'log_level': 'ERROR'}
 
 
-def test_train_then_test(tiny):
+def test_train_then_test(tiny, shallow):
     """By name of the config, then with the config itself."""
     runner = runs.train(CLS, work_dir='work', cfg_options=SHORT, mini=True)
     assert isinstance(runner.model, torch.nn.Module)

@@ -33,7 +33,7 @@ def config():
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(tmp_path, monkeypatch, shallow):
     """An empty working folder; --mini has eight small images there."""
     monkeypatch.chdir(tmp_path)
     generate = mini.generate_dataset

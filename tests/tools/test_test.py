@@ -41,7 +41,7 @@ def test_metrics_pictures_and_predictions(tiny, trained, test, fails, config):
     del broken['state_dict'][name]
     torch.save(broken, tiny / 'broken.pth')
     message = fails(test, config(DET), 'broken.pth', '--mini')
-    assert name in message and '223 tensors; 1 tensors missing' in message
+    assert name in message and '157 tensors; 1 tensors missing' in message
 
 
 def test_wrong_arguments(tiny, test, fails, config):

@@ -208,7 +208,13 @@ def test_two_processes(tmp_path, config):
     (tmp_path / 'recorded.py').write_text(
         f"_base_ = {config('cls/lowformer_e2_300e.py')!r}\n"
         "custom_imports = dict(imports=['mm_efficient', 'recorder'])\n"
-        "custom_hooks = [*_base_.custom_hooks, dict(type='Recorder')]\n")
+        "custom_hooks = [*_base_.custom_hooks, dict(type='Recorder')]\n"
+        # everything of the recipe, on a small model
+        "arch = dict(embed_dims=[32, 64, 128, 256], depths=[0, 0, 1, 1],\n"
+        "            stem_dims=16, stem_depth=0, down_ratio=4, attention=False,\n"
+        "            mlp=False)\n"
+        "model = dict(backbone=dict(arch=dict(_delete_=True, **arch)),\n"
+        "             head=dict(in_channels=256, hidden_dims=(64, 64)))\n")
     env = dict(os.environ, PYTHON=sys.executable, PORT='29577', OMP_NUM_THREADS='1',
                PYTHONPATH=str(tmp_path))
     done = subprocess.run(

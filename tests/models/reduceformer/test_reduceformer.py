@@ -99,7 +99,8 @@ def test_modules_match_the_published_code():
 # --------------------------------------------------------------- pretrain_size
 
 
-@pytest.mark.parametrize('pretrain_size', [None, 224])
+@pytest.mark.parametrize('pretrain_size', [
+    pytest.param(None, marks=pytest.mark.slow), 224])
 def test_activations_at_detection_size(pretrain_size):
     """They stay at the scale of 224 x 224 with, and explode without scaling."""
     reference = figures('reduceformer_b1')
