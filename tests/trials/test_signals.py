@@ -23,7 +23,8 @@ TWO = ['bash', str(ROOT / 'tools/dist_train.sh'), 'soft_tiny_fpn_80k.py', '2']
 
 def start(command, iterations=LENGTH):
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT='29613',
-               PYTHONPATH=str(ROOT), PYTHONUNBUFFERED='1')
+               PYTHONUNBUFFERED='1',
+               PYTHONPATH=os.pathsep.join([str(ROOT), os.environ['PYTHONPATH']]))
     return subprocess.Popen(
         [*command, *OPTIONS, f'train_cfg.max_iters={iterations}'], env=env,
         stdout=open('log', 'w'), stderr=subprocess.STDOUT, start_new_session=True)

@@ -18,6 +18,7 @@ from ..layers import (
     at_least_float32,
     autocast_disabled,
     in_float32,
+    is_compiling,
     is_eager,
 )
 
@@ -121,7 +122,7 @@ def _half_norm(x: Tensor) -> Tensor:
 
 def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
     """Yield slices of the tokens that keep K within ``CHUNK_ENTRIES``."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         yield slice(None)
         return
     groups, tokens, _ = query.shape
