@@ -1,4 +1,5 @@
 """Hooks that make backbones faster, and leave the rest of the model as it is."""
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -89,7 +90,19 @@ class CompileBackboneHook(_BackboneHook):
         Raises:
             InputError: If a hook raises the rates of stochastic depth.
         """
-        if any(isinstance(hook, DropPathProgressHook) for hook in runner.hooks):
+        self.check_hooks(type(hook).__name__ for hook in runner.hooks)
+
+    @staticmethod
+    def check_hooks(names: Iterable[str]) -> None:
+        """Check that no hook raises the rates of stochastic depth.
+
+        Args:
+            names (Iterable[str]): Names of all hooks.
+
+        Raises:
+            InputError: If one does.
+        """
+        if DropPathProgressHook.__name__ in names:
             raise InputError(
                 'A compiled backbone has fixed rates of stochastic depth, and '
                 'DropPathProgressHook, which raises them in every iteration, would '

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..engine.backbone_speed import CompileBackboneHook
 from ..engine.stopping import SignalWatch, StopHook
 from ..errors import InputError
 from ..weights.checking import check_checkpoint
@@ -34,6 +35,7 @@ from .settings import (
     use_amp,
     use_auto_scale_lr,
 )
+from .traversal import type_name
 from .work_dirs import check_work_dir, find_start, in_use, make_durable, take_resume
 
 SPLITS = ('train', 'val')  # read during training
@@ -172,6 +174,8 @@ def prepare_training(config: str | Path | Config,
         if auto_scale_lr:
             use_auto_scale_lr(cfg)
         speed_up_backbone(cfg, compile_backbone, channels_last)
+        if compile_backbone:
+            CompileBackboneHook.check_hooks(map(type_name, cfg.custom_hooks))
         if allow_changes and not (resume or auto_resume):
             raise InputError('--allow-changes has no effect without --resume.')
         resume = take_resume(cfg, resume)

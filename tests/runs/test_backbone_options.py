@@ -37,6 +37,13 @@ def test_models_that_cannot(model, more, message):
         speed_up_backbone(cfg, True, True)
 
 
+def test_graphs_that_change_in_every_iteration(tiny):
+    with pytest.raises(InputError, match='DropPathProgressHook'):
+        runs.train('lowformer_b0_300e.py', mini=True, work_dir='work',
+                   compile_backbone=True)
+    assert not (tiny / 'work').exists()
+
+
 def test_compilers_are_looked_for(monkeypatch):
     cfg = Config(dict(model=dict(detector=dict(backbone=dict(type='SOFT')))))
     monkeypatch.setenv('CXX', 'no_such_compiler')
