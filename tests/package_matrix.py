@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'package_matrix.md'
-LATEST = ['-e', f'{ROOT}[all,dev]', 'mmcv-lite<2.2']
+LATEST = ['-e', f'{ROOT}[all,dev]', 'mmcv-lite<2.2', 'pip']
 PINNED = ['--require-hashes', '-r', f'{ROOT}/requirements/mmlab.txt']
 ONEDL = ['--require-hashes', '-r', f'{ROOT}/requirements/onedl.txt']
 # The lower bounds in setup.py, and the NumPy of their time

@@ -229,6 +229,8 @@ def test_cost_is_linear_in_the_pixels(cls):
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.2),
                                               (torch.float16, 0.05)])
 def test_autocast_is_finite_and_close(cls, cfg, dtype, tolerance):
+    if dtype == torch.float16 and torch.__version__ < '2.2':
+        pytest.skip('no autocast to float16 on the CPU')
     model = build(cls, cfg, pretrain_size=224).eval()
     x = image(1, 96, 128)
     with torch.no_grad():
