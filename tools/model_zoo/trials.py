@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -216,19 +217,21 @@ def _yolo_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
         use_box_type=True)
     for sample in data['data_samples']:
         sample.set_metainfo(dict(pad_param=None, batch_input_shape=size))
-    kind = type_name(cfg.model.data_preprocessor)
-    if not training or kind == 'DetDataPreprocessor':
+    MessageHub.get_current_instance().update_info('epoch', 0)  # as a runner does
+    if not training or type_name(cfg.model.data_preprocessor) == 'DetDataPreprocessor':
         return data
-    return yolov5_collate(
-        [dict(inputs=image, data_samples=sample) for image, sample in zip(
-            data['inputs'], data['data_samples'])],
-        use_ms_training=kind == 'PPYOLOEDetDataPreprocessor')
+    return yolov5_collate([
+        dict(inputs=image, data_samples=sample)
+        for image, sample in zip(data['inputs'], data['data_samples'])])
 
 
 def _rotated_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
     from mmrotate.testing import demo_mm_inputs
     data = demo_mm_inputs(BATCH, (3, *size), num_items=[3] * BATCH,
-                          num_classes=_num_classes(cfg), use_box_type=True)
+                          num_classes=_num_classes(cfg), use_box_type=True,
+                          use_qbox=any(
+                              (step.get('box_type_mapping') or {}).get('gt_bboxes')
+                              == 'qbox' for step in nested_dicts(cfg.train_dataloader)))
     for sample in data['data_samples']:
         sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
     return data
