@@ -13,8 +13,11 @@ from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.files import configs_folder
 from mm_efficient.runs.configs import load_config, packaged_name
 from mm_efficient.swap import missing_operators, plan_swap
+from mm_efficient.swap.draft import Draft
 from mm_efficient.swap.stock import Level, find_levels
+from mm_efficient.swap.successors import fit_successors
 from mm_efficient.swap.writing import change_table, config_text
+from mm_efficient.swap.yolo import replace_yolo_groups
 from mm_efficient.weights.family import FAMILIES
 
 stock_config = functools.cache(load_config)  # not changed by a swap
@@ -188,6 +191,58 @@ def test_wrong_names():
         plan_swap(stock_config(RETINANET), 'resnet50')
     with pytest.raises(InputError, match='does not exist'):
         plan_swap('mmdet::retinanet/retinanet_r51.py', 'soft_tiny')
+
+
+def yolo_draft(neck):
+    # As MMYOLO's configs, which need another MMCV to run; see docs/zoo.md
+    return Draft(dict(
+        default_scope='mmyolo',
+        default_hooks=dict(param_scheduler=dict(type='YOLOv5ParamSchedulerHook')),
+        optim_wrapper=dict(
+            constructor='YOLOv5OptimizerConstructor', paramwise_cfg=dict(a=1),
+            optimizer=dict(type='SGD', lr=0.01, batch_size_per_gpu=16)),
+        model=dict(
+            type='YOLODetector', backbone=dict(type='YOLOv5CSPDarknet'),
+            neck=dict(type=neck, in_channels=[256, 512, 1024],
+                      out_channels=[128, 256, 500], widen_factor=0.5),
+            bbox_head=dict(head_module=dict(
+                in_channels=[256, 512, 1024], widen_factor=0.5)))))
+
+
+@pytest.mark.parametrize('neck, out, head', [
+    ('YOLOv8PAFPN', [64, 128, 256], dict(in_channels=[64, 128, 256], widen_factor=1.0)),
+    ('YOLOv7PAFPN', [64, 128, 256], dict(in_channels=[256, 512, 1024],
+                                         widen_factor=0.5)),
+    ('YOLOv6RepPAFPN', [64, 128, 250], dict(in_channels=[256, 512, 1024],
+                                            widen_factor=0.5)),
+])
+def test_widths_in_mmyolo(neck, out, head):
+    levels = [Level(128, 8), Level(256, 16), Level(512, 32)]
+    draft = yolo_draft(neck)
+    assert fit_successors(draft, ('model', ), levels, [32, 64, 128, 256]) == (1, 2, 3)
+    assert draft.get('model', 'neck') == dict(
+        type=neck, in_channels=[64, 128, 256], out_channels=out, widen_factor=1.0)
+    assert draft.get('model', 'bbox_head', 'head_module') == head
+    xs = [48, 56, 112, 220]
+    if neck.startswith('YOLOv6'):
+        fit_successors(yolo_draft(neck), ('model', ), levels, xs)
+    else:
+        with pytest.raises(InputError, match='multiples of 8'):
+            fit_successors(yolo_draft(neck), ('model', ), levels, xs)
+    with pytest.raises(InputError, match=r'strides \[8, 16, 32, 64\]'):
+        fit_successors(yolo_draft(neck), ('model', ), [*levels, Level(512, 64)], xs)
+
+
+def test_all_parameters_are_optimized_in_mmyolo():
+    draft = yolo_draft('YOLOv5PAFPN')
+    replace_yolo_groups(draft)
+    assert draft.cfg['optim_wrapper'] == dict(
+        constructor='DefaultOptimWrapperConstructor', paramwise_cfg=None,
+        optimizer=dict(type='SGD', lr=0.01))
+    assert draft.get('default_hooks', 'param_scheduler', 'warmup_bias_lr') == 0
+    before = draft.overrides()
+    replace_yolo_groups(draft)
+    assert draft.overrides() == before
 
 
 def test_levels_of_a_backbone_that_lacks_an_operator():

@@ -96,3 +96,27 @@ def bilinear_corners(y: Tensor, x: Tensor, height: int,
     index = pixels[0][..., :, None] * width + pixels[1][..., None, :]
     weights = shares[0][..., :, None] * shares[1][..., None, :]
     return index, torch.where(inside[..., None, None], weights, 0)
+
+
+def sample_steps(pitch: Tensor, sampling_ratio: int) -> tuple[Tensor, Tensor]:
+    """Where the bins of each RoI are sampled along one axis.
+
+    With adaptive sampling all bins get as many samples as the largest needs, which has
+    to wait for the device; those too many have weight zero.
+
+    Args:
+        pitch (Tensor): Size of a bin in pixels, (N, ).
+        sampling_ratio (int): Samples per bin; 0 adapts to the RoI.
+
+    Returns:
+        tuple: Distances from the begin of the bin, and weights, zero or one, both
+        (N, S).
+    """
+    if sampling_ratio > 0:
+        number, most = torch.full_like(pitch, sampling_ratio), sampling_ratio
+    else:
+        number = pitch.ceil()
+        most = max(int(number.max()), 1)
+    sample = torch.arange(most, device=pitch.device)
+    distance = (sample + 0.5) * (pitch / number.clamp(min=1))[:, None]
+    return distance, (sample < number[:, None]).to(pitch)

@@ -4,31 +4,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .common import at_least_float32, bilinear_corners, gradients, weighted_sums
-
-
-def _steps(pitch: Tensor, sampling_ratio: int) -> tuple[Tensor, Tensor]:
-    """Where the bins of each RoI are sampled along one axis.
-
-    With adaptive sampling all bins get as many samples as the largest needs, which has
-    to wait for the device; those too many have weight zero.
-
-    Args:
-        pitch (Tensor): Size of a bin in pixels, (N, ).
-        sampling_ratio (int): Samples per bin; 0 adapts to the RoI.
-
-    Returns:
-        tuple: Distances from the begin of the bin, and weights, zero or one, both
-        (N, S).
-    """
-    if sampling_ratio > 0:
-        number, most = torch.full_like(pitch, sampling_ratio), sampling_ratio
-    else:
-        number = pitch.ceil()
-        most = max(int(number.max()), 1)
-    sample = torch.arange(most, device=pitch.device)
-    distance = (sample + 0.5) * (pitch / number.clamp(min=1))[:, None]
-    return distance, (sample < number[:, None]).to(pitch)
+from .common import (
+    at_least_float32,
+    bilinear_corners,
+    gradients,
+    sample_steps,
+    weighted_sums,
+)
 
 
 def _pool(input: Tensor, offset: Tensor | None = None, *, rois: Tensor,
@@ -46,8 +28,8 @@ def _pool(input: Tensor, offset: Tensor | None = None, *, rois: Tensor,
     if offset is not None:
         begin = begin + gamma * size[..., None, None] * offset
 
-    step_x, count_x = _steps(pitch[:, 0], sampling_ratio)
-    step_y, count_y = _steps(pitch[:, 1], sampling_ratio)
+    step_x, count_x = sample_steps(pitch[:, 0], sampling_ratio)
+    step_y, count_y = sample_steps(pitch[:, 1], sampling_ratio)
     x = begin[:, 0, ..., None, None] + step_x[:, None, None, None, :]
     y = begin[:, 1, ..., None, None] + step_y[:, None, None, :, None]
     y, x = torch.broadcast_tensors(y, x)

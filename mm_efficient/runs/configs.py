@@ -23,6 +23,8 @@ from .traversal import SPLITS, as_list, split_datasets, split_metrics
 EXPECTED = dict(default_scope='name', custom_hooks='list of dicts')
 # Task packages and the extra of this package that installs them
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
+# Packages whose configs may be bases of others
+PACKAGES = (*EXTRAS, 'mmrotate', 'mmyolo')
 
 
 def load_config(config: str | Path | Config,
@@ -147,7 +149,7 @@ def packaged_name(path: str) -> str | None:
         str | None: Such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', as in
         ``_base_``; None if the config is elsewhere, or MMEngine would not find it.
     """
-    for package in EXTRAS:
+    for package in PACKAGES:
         folder = _packaged_configs(package)
         if folder and Path(path).resolve().is_relative_to(folder.resolve()):
             if not is_installed(MODULE2PACKAGE.get(package, package)):

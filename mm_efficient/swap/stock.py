@@ -23,6 +23,7 @@ _TIED = {
     'DetectoRS_ResNeXt': 'its recursive pyramid feeds the neck back into a ResNet',
     'TridentResNet': 'its three branches share the weights of a ResNet stage, and its '
                      'heads expect all three',
+    'ReResNet': 'it and its neck are equivariant to rotation',
     'DDRNet': 'its head reads two branches that only DDRNet has',
     'PIDNet': 'its head reads three branches that only PIDNet has',
     'DPTHead': 'it reassembles tokens of a vision transformer',

@@ -6,6 +6,7 @@ from ..runs.traversal import type_name
 from .draft import Draft, Path, path_name
 from .readers import DECODERS, STAGES, Reader, find_readers
 from .stock import Level
+from .yolo import fit_yolo
 
 _STRIDES = tuple(4 * 2**stage for stage in STAGES)
 
@@ -41,6 +42,7 @@ def fit_successors(draft: Draft, host: Path, levels: Sequence[Level],
     for reader in readers:
         _write(draft, reader, out_indices, channels)
     _fit_ssd(draft, host)
+    fit_yolo(draft, host)
     _note_stride(draft, host, levels, stages)
     return out_indices
 

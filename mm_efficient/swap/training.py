@@ -4,6 +4,7 @@ from typing import Any
 from ..runs.traversal import as_list, type_name
 from .draft import Draft, Path
 from .family_settings import FamilySettings
+from .yolo import replace_yolo_groups
 
 # Constructors of MMDetection, MMSegmentation and MMPretrain that know the layers of a
 # few backbones
@@ -61,6 +62,7 @@ def set_optimizer(draft: Draft, family: FamilySettings, keep: bool) -> None:
         family (FamilySettings): What it is trained with.
         keep (bool): Leave the optimizer as it is.
     """
+    replace_yolo_groups(draft)
     old = draft.get('optim_wrapper', 'optimizer') or {}
     if keep or type_name(old) != 'SGD':
         _replace_layer_decay(draft, family)

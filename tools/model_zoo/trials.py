@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -140,7 +141,8 @@ def make_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
         dict: Inputs and data samples.
     """
     make = dict(mmpretrain=_classifier_batch, mmdet=_detector_batch,
-                mmseg=_segmentor_batch)[cfg.default_scope]
+                mmseg=_segmentor_batch, mmyolo=_yolo_batch,
+                mmrotate=_rotated_batch)[cfg.default_scope]
     return make(cfg, size, training)
 
 
@@ -204,6 +206,34 @@ def _boxes(cfg: Config, size: Size) -> dict[str, Any]:
         if not any('rpn_head' in part for part in nested_dicts(cfg.model)):
             sample.proposals = InstanceData(
                 bboxes=sample.gt_instances.bboxes.clone(), scores=torch.rand(3))
+    return data
+
+
+def _yolo_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
+    from mmdet.testing import demo_mm_inputs
+    from mmyolo.datasets.utils import yolov5_collate
+    data = demo_mm_inputs(
+        BATCH, (3, *size), num_items=[3] * BATCH, num_classes=_num_classes(cfg),
+        use_box_type=True)
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(pad_param=None, batch_input_shape=size))
+    MessageHub.get_current_instance().update_info('epoch', 0)  # as a runner does
+    if not training or type_name(cfg.model.data_preprocessor) == 'DetDataPreprocessor':
+        return data
+    return yolov5_collate([
+        dict(inputs=image, data_samples=sample)
+        for image, sample in zip(data['inputs'], data['data_samples'])])
+
+
+def _rotated_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
+    from mmrotate.testing import demo_mm_inputs
+    data = demo_mm_inputs(BATCH, (3, *size), num_items=[3] * BATCH,
+                          num_classes=_num_classes(cfg), use_box_type=True,
+                          use_qbox=any(
+                              (step.get('box_type_mapping') or {}).get('gt_bboxes')
+                              == 'qbox' for step in nested_dicts(cfg.train_dataloader)))
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
     return data
 
 
