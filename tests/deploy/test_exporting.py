@@ -20,10 +20,10 @@ from mm_efficient.deploy.verification import measure_parity, predict
 from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.models import LowFormer
 
-if torch.__version__ < '2.6':
-    pytest.skip('exporting needs PyTorch 2.6', allow_module_level=True)
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
+pytestmark = pytest.mark.skipif(torch.__version__ < '2.6',
+                                reason='exporting needs PyTorch 2.6')
 
 # Exporting is slow: every family, task and format once, with one block per stage.
 # test_contract.py exports all backbones, test_operators.py NMS and RoIAlign in every

@@ -97,17 +97,17 @@ class LossRecorder(Hook):
         self.losses.append(float(loss))
 
 
-def use_few_images(num_train, num_val):
-    """Let ``--mini`` have few images, half as large as usual."""
+def use_few_images(num_train, num_val, size=64):
+    """Let ``--mini`` have few images, half as large as usual unless told."""
     mini.generate_dataset = lambda name: generate(
         name, num_train=num_train, num_val=num_val)
     for recipe in mini.RECIPES.values():
-        recipe['size'] = 64
+        recipe['size'] = size
 
 
-def record(name, folder, num_train, num_val=2, launcher='none', **options):
+def record(name, folder, num_train, num_val=2, size=64, launcher='none', **options):
     """Train on few small images and write the losses to ``FOLDER.json``."""
-    use_few_images(num_train, num_val)
+    use_few_images(num_train, num_val, size)
     runner = build_runner(prepare_training(
         name, work_dir=folder, mini=True, launcher=launcher, cfg_options={
             'log_level': 'ERROR', 'val_dataloader': None, 'val_cfg': None,

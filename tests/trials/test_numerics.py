@@ -83,7 +83,9 @@ def test_bfloat16_training(tmp_path, monkeypatch, count, family, task):
         def train(dtype=dtype):
             if dtype == 'bfloat16':
                 use_bfloat16()
-            record(name, dtype, NUM_TRAIN, **options)
+            # For maps of one pixel, as RetinaNet's last one below 129 pixels, PyTorch's
+            # bfloat16 convolution on a CPU has weight gradients that are often NaN
+            record(name, dtype, NUM_TRAIN, size=192 if task == 'det' else 64, **options)
 
         code, output = finish(start(train, f'{dtype}.log'), f'{dtype}.log')
         assert code == 0, output
