@@ -38,7 +38,7 @@ ONNX = ['onnx', 'onnxruntime', 'onnxscript']
 COREML = ['coremltools>=9.0']
 DEV = ONNX + [
     'hypothesis', 'import-linter', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist',
-    'ruff', 'tensorboard', 'types-PyYAML'
+    'ruff', 'tensorboard', 'types-PyYAML', 'uv'
 ]
 
 

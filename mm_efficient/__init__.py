@@ -10,6 +10,7 @@ from . import datasets, engine, hub, models, runs, weights  # noqa: E402
 from .models import timm_models  # noqa: E402, F401  registers them in timm
 
 hub.register_classifiers()
+hub.register_names()
 
 __all__ = [
     '__version__', 'datasets', 'engine', 'hub', 'models', 'runs', 'swap_backbone',

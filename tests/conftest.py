@@ -16,6 +16,10 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Whoever runs them may have weights in checkpoints/
 os.environ['MM_EFFICIENT_CHECKPOINTS'] = str(Path(__file__).parent / 'no_checkpoints')
+# Tests connect to this machine only, and so do the processes that they start
+sys.path.insert(0, str(Path(__file__).parent / 'no_network'))
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    filter(None, [sys.path[0], os.environ.get('PYTHONPATH')]))
 
 
 # Tests with these marks run only if -m names the mark
@@ -40,6 +44,7 @@ def selects(mark, arguments):
 if not selects('cuda', sys.argv[1:]) and 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
+import no_network  # noqa: E402
 import pytest  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
@@ -91,6 +96,14 @@ def unformatted_configs():
             patch.setattr(f'{module}.FormatCode',
                           lambda text, **options: (text, True), raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_connections():
+    """Attempts to reach another machine fail the test, also if the code carries on."""
+    yield
+    attempts, no_network.ATTEMPTS[:] = no_network.ATTEMPTS[:], []
+    assert not attempts
 
 
 @pytest.fixture(autouse=True)

@@ -44,8 +44,9 @@ PAGES = [*SITE, ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
 LANGUAGES = ('bash', 'bibtex', 'python', 'text')
 BLOCK = re.compile(r'^(?:<!-- only parsed: (?P<reason>[^\n]+) -->\n)?'
                    r'```(?P<language>[^\n]*)\n(?P<code>.*?)^```$', re.M | re.S)
+# Programs of the extra dev, and their packages
 DEV_TOOLS = {'lint-imports': 'import-linter', 'mypy': 'mypy', 'ruff': 'ruff',
-             'pre-commit': 'pre-commit', 'mkdocs': 'mkdocs'}  # and their packages
+             'uv': 'uv', 'uvx': 'uv', 'pre-commit': 'pre-commit', 'mkdocs': 'mkdocs'}
 PLACEHOLDER = re.compile(r'[A-Z_]+')  # CONFIG, CHECKPOINT, ...
 
 pytestmark = pytest.mark.skipif(
@@ -132,6 +133,10 @@ def check_tool(script, arguments, monkeypatch):
 
 def check_python(arguments, monkeypatch):
     script, *arguments = arguments
+    if script == '-m':  # runs a tool of a checkout of MMDetection or MMSegmentation
+        package, tool, *_ = arguments
+        assert package == 'mm_efficient' and '/tools/' in tool
+        return
     check_tool(script, arguments, monkeypatch)
 
 

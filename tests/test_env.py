@@ -14,6 +14,14 @@ pytestmark = pytest.mark.skipif(
     os.name == 'nt' or not (ROOT / 'tools' / 'env.sh').exists(),
     reason='runs in a checkout, with bash')
 
+UV = """\
+uv==0.13 \\
+    --hash=sha256:01 \\
+    --hash=sha256:23
+    # via -r dev.in
+"""
+PINS = f'torch==1\n{UV}yapf==1\n'
+
 FAKE_UV = f'''#!/usr/bin/env bash
 echo "uv $*" >> "$LOG"
 echo "${{UV_INDEX-unset}}" >> "$LOG.index"
@@ -35,7 +43,7 @@ case "$2" in
   pip)
     case "$*" in
       *"config list"*) echo "global.extra-index-url='http://a http://b'"; exit ;;
-      *" uv") [ ! -e "$LOG.offline" ] || exit 1; cp "$FAKE_UV" "${0%/*}/uv" ;;
+      *"/uv.txt") [ ! -e "$LOG.offline" ] || exit 1; cp "$FAKE_UV" "${0%/*}/uv" ;;
     esac
     echo "pip ${*:3}" >> "$LOG" ;;
 esac
@@ -54,7 +62,7 @@ class Checkout:
         shutil.copy(ROOT / 'tools' / 'env.sh', self.root / 'tools')
         (self.root / 'setup.py').write_text('# none')
         for stack in ('mmlab', 'onedl'):
-            (self.root / 'requirements' / f'{stack}.txt').write_text('torch==1')
+            (self.root / 'requirements' / f'{stack}.txt').write_text(PINS)
         (self.bin / 'uv').write_text(FAKE_UV)
         (self.bin / 'uv').chmod(0o755)
 
@@ -160,6 +168,8 @@ def test_uv_is_fetched_and_told_where_pip_looks(checkout, without_uv):
     assert checkout.run('true', **without_uv).returncode == 0
     fetch, pins, project = checkout.calls()
     assert fetch.startswith('pip install') and pins.startswith('uv pip install')
+    assert all('--require-hashes' in call for call in (fetch, pins))
+    assert (checkout.root / '.venv' / 'uv.txt').read_text() == UV
     assert project.startswith('uv pip install')
     assert Path(f'{checkout.log}.index').read_text() == 2 * 'http://a http://b\n'
 
@@ -170,6 +180,7 @@ def test_pip_installs_everything_where_uv_cannot(trouble, checkout, without_uv):
     assert checkout.run('true', **without_uv).returncode == 0
     pins, project = checkout.calls()[-2:]
     assert pins.startswith('pip install') and 'mmlab.txt' in pins
+    assert '--require-hashes' in pins
     assert project.startswith('pip install') and '--no-deps' in project
 
 

@@ -1,5 +1,6 @@
 """What pip builds: the package, and mm_efficient/.mim beside it."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,12 @@ def test_wheel_works_without_a_checkout(wheel, tmp_path):
     printed = python('-c', f"""if True:
         import runpy, sys
         sys.path.insert(0, {str(installed)!r})
-        import mm_efficient, mmpretrain
+        sockets = []
+        sys.addaudithook(lambda event, _: sockets.append(event)
+                         if event.startswith('socket.') else None)
+        import mm_efficient
+        assert not sockets, sockets  # nobody is asked for anything on import
+        import mmpretrain
         from mm_efficient.runs import load_config
         print(load_config('soft_tiny_maskrcnn_1x.py').filename)
         print(mmpretrain.get_model('swiftformer-xs_8xb256_in1k')._config.filename)
@@ -101,6 +107,16 @@ def test_wheel_leaves_the_choice_of_stack_open(wheel):
     assert not any('==' in line.split(';')[0] for line in requirements)
     assert {line.split(': ')[1] for line in metadata.splitlines()
             if line.startswith('Provides-Extra')} >= {'det', 'seg', 'all', 'dev'}
+
+
+@pytest.mark.parametrize('stack', ['mmlab', 'onedl'])
+def test_pins_have_hashes_and_known_licences(stack):
+    pins = (ROOT / 'requirements' / f'{stack}.txt').read_text()
+    assert '://' not in pins  # of an index
+    listed = set((ROOT / 'docs' / 'licences.md').read_text().replace(',', ' ').split())
+    names = re.findall(r'^([\w.-]+)==[^\n]+\\\n    --hash=sha256:', pins, re.M)
+    assert len(names) == len(re.findall(r'^[\w.-]+==', pins, re.M)) > 100
+    assert set(names) <= listed
 
 
 def test_sdist_carries_what_a_wheel_is_built_from(checkout):

@@ -23,8 +23,9 @@ Environment variables:
              (default: the first one found)
 
 uv installs the packages, from PATH or else fetched into the environment by pip;
-where that fails pip does it all. This machine's own settings for package
-indexes and certificates are followed.
+where that fails pip does it all. Files whose hash is not among the pins are
+refused. This machine's own settings for package indexes and certificates are
+followed.
 EOF
 }
 
@@ -106,8 +107,9 @@ pip_setting() {
 install_with_fetched_uv() {
   local index extra links cert
   say 'fetching uv with pip'
+  sed -n '/^uv==/,/^ *#/p' "$pins" >"$venv/uv.txt"
   isolated "$python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$pins" uv || return 1
+    --require-hashes -r "$venv/uv.txt" || return 1
   index=$(pip_setting index-url)
   extra=$(pip_setting extra-index-url)
   links=$(pip_setting find-links)
@@ -129,7 +131,7 @@ install_with() {
   # Compiled as pip does it: else every process compiles what it imports, 10 s
   # each, where PYTHONDONTWRITEBYTECODE is set.
   isolated "$uv" pip install --python "$python" ${reinstall:+--reinstall} \
-    --compile-bytecode -r "$pins" &&
+    --compile-bytecode --require-hashes -r "$pins" &&
     isolated "$uv" pip install --quiet --python "$python" --no-deps \
       --no-build-isolation -e "$root"
 }
@@ -138,7 +140,7 @@ install_with_pip() {
   local reinstall=$1
   say "installing $pins with pip; this takes some minutes"
   isolated "$python" -m pip install ${reinstall:+--force-reinstall} \
-    --disable-pip-version-check --progress-bar off -r "$pins"
+    --disable-pip-version-check --progress-bar off --require-hashes -r "$pins"
   isolated "$python" -m pip install --quiet --disable-pip-version-check \
     --no-deps --no-build-isolation -e "$root"
 }

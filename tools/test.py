@@ -10,7 +10,11 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 try:
     from mm_efficient import runs
     from mm_efficient.errors import error_line
-    from mm_efficient.runs.options import data_parser, parse_launched
+    from mm_efficient.runs.options import (
+        add_backbone_options,
+        data_parser,
+        parse_launched,
+    )
 except ImportError as error:  # a package is missing, or of another version
     sys.exit(f'error: {error}. Check the installation (docs/installation.md) and '
              f'PYTHONPATH={os.environ.get("PYTHONPATH", "")}')
@@ -38,6 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--wait-time', type=float, default=2, metavar='SECONDS',
         help='how long each window of --show stays open (default: 2)')
+    add_backbone_options(parser)
     return parse_launched(parser, argv)
 
 
@@ -48,7 +53,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return runs.test(
             args.config, args.checkpoint, work_dir=args.work_dir,
             data_root=args.data_root, num_classes=args.num_classes,
-            classes=args.classes, tta=args.tta, out=args.out,
+            classes=args.classes, tta=args.tta, compile_backbone=args.compile,
+            channels_last=args.channels_last, out=args.out,
             show=args.show, show_dir=args.show_dir, wait_time=args.wait_time,
             cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
 

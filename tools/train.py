@@ -11,7 +11,11 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 try:
     from mm_efficient import runs
     from mm_efficient.errors import StoppedError, error_line
-    from mm_efficient.runs.options import data_parser, parse_launched
+    from mm_efficient.runs.options import (
+        add_backbone_options,
+        data_parser,
+        parse_launched,
+    )
 except ImportError as error:  # a package is missing, or of another version
     sys.exit(f'error: {error}. Check the installation (docs/installation.md) and '
              f'PYTHONPATH={os.environ.get("PYTHONPATH", "")}')
@@ -68,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
         help='scale the learning rate with the total batch size')
+    add_backbone_options(parser)
     return parse_launched(parser, argv)
 
 
@@ -97,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
                 pretrained=args.pretrained, resume=args.resume,
                 allow_changes=args.allow_changes, auto_resume=args.auto_resume,
                 amp=args.amp, auto_scale_lr=args.auto_scale_lr,
+                compile_backbone=args.compile, channels_last=args.channels_last,
                 cfg_options=args.cfg_options, launcher=args.launcher, mini=args.mini)
         except StoppedError as stop:
             words = sys.argv[1:] if argv is None else argv

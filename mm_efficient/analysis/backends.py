@@ -6,6 +6,9 @@ the model may precede it, joined with ``+``: ``fused``
 (:func:`~mm_efficient.deploy.fuse`) and ``channels_last`` (memory format of weights and
 images).
 
+A step is ``forward``, inference, or ``train``, forward and backward in training mode,
+with ``eager`` or ``compile``.
+
 fp16 and bf16 are automatic mixed precision inside the model, as in OpenMMLab's tests:
 it works for every model, including those that compute parts in float32.
 """
@@ -13,14 +16,15 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
-from ..deploy import check_format, fuse, randomize
+from ..deploy import check_format, deploy_model, fuse, randomize
 from ..errors import InputError
 from ..models.base import fit_where_needed
 from .complexity import Forward, call_model
@@ -28,19 +32,32 @@ from .models import find_model
 
 BACKENDS = ('eager', 'compile', 'torchscript', 'onnxruntime')
 CHANGES = ('fused', 'channels_last')
+STEPS = ('forward', 'train')
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 FIT_SIZE = 96  # side of the random images that hash functions are fitted to
 
 
-def check_backend(backend: str, dtype: str) -> None:
+class Result(NamedTuple):
+    """What a step computes: the model's outputs and, in training, all gradients."""
+
+    outputs: Sequence[Tensor]
+    gradients: Sequence[Tensor] = ()
+
+
+Step = Callable[[], Result]
+
+
+def check_backend(backend: str, dtype: str, step: str = 'forward') -> None:
     """Check the name of a backend, and that it is installed.
 
     Args:
         backend (str): See this module's docstring.
         dtype (str): A key of ``DTYPES``.
+        step (str): One of ``STEPS``. Defaults to 'forward'.
 
     Raises:
-        InputError: If the backend is unknown, not installed or without this dtype.
+        InputError: If the backend is unknown, not installed or without this dtype or
+            step.
     """
     changes, base = _split(backend)
     onnx = base == 'onnxruntime'
@@ -53,6 +70,10 @@ def check_backend(backend: str, dtype: str) -> None:
     if onnx and dtype != 'fp32':
         raise InputError(f'backend {backend} supports fp32 only, got {dtype}; leave '
                          'one of them out.')
+    if step == 'train' and (base not in ('eager', 'compile') or 'fused' in changes):
+        raise InputError(f'backend {backend} is for inference only; expected eager, '
+                         'compile, channels_last or channels_last+compile with --step '
+                         'train.')
     if onnx:
         check_format('onnx', 'model.onnx')
 
@@ -88,10 +109,8 @@ def build_model(name: str, x: Tensor, backbone: bool = False) -> Forward:
     elif backbone:
         raise InputError(f'{name} has no backbone; leave out --backbone.')
     elif hasattr(model, 'roi_head'):
-        raise InputError(
-            f'{name} has two stages, and the cost of the second depends on the image. '
-            'Time its backbone with --backbone, or the trained model with '
-            'tools/test.py.')
+        # With box decoding and NMS, for a fixed number of boxes
+        model, run = deploy_model(model.eval()), call_model
     fit_where_needed(model, torch.randn(2, 3, FIT_SIZE, FIT_SIZE))
     # In this order: eval() of OpenMMLab's ResNet and Swin returns None
     forward = Forward(model.requires_grad_(False).to(x.device), run).eval()
@@ -103,8 +122,8 @@ def _forward_features(model: Any, x: Tensor) -> Any:
     return model.forward_features(x)
 
 
-def prepare(model: Forward, backend: str, dtype: str, x: Tensor
-            ) -> tuple[Callable[[], Sequence[Tensor]], int | None]:
+def prepare(model: Forward, backend: str, dtype: str, x: Tensor, step: str = 'forward'
+            ) -> tuple[Step, int | None]:
     """Prepare a model for a backend.
 
     If a backend cannot run the model, its library's exception propagates.
@@ -114,14 +133,15 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor
         backend (str): See :func:`check_backend`.
         dtype (str): A key of ``DTYPES``.
         x (Tensor): Images, (B, 3, H, W), on the device of the model.
+        step (str): One of ``STEPS``. Defaults to 'forward'.
 
     Returns:
-        tuple: Function that runs the model on ``x`` and returns its output tensors; and
-        the bytes of its weights, None if its memory is not PyTorch's.
+        tuple: Function that runs the model on ``x``; and the bytes of its weights, None
+        if its memory is not PyTorch's.
     """
     changes, base = _split(backend)
     module: Any = Forward(model.model, model.run, DTYPES[dtype]).eval()
-    if changes:
+    if changes or step == 'train':
         module = copy.deepcopy(module)
     if 'fused' in changes:
         fuse(module.model, x[:1], module.run)
@@ -129,6 +149,8 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor
         module = module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     weights = sum(t.nbytes for t in module.state_dict().values())
+    if step == 'train':
+        return _training_step(module, base == 'compile', x), weights
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tracer warnings
         if base == 'onnxruntime':
@@ -138,10 +160,34 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor
         elif base == 'torchscript':
             module = torch.jit.trace(module, x, check_trace=False)
             module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
-    return torch.inference_mode()(lambda: module(x)), weights
+    return torch.inference_mode()(lambda: Result(module(x))), weights
 
 
-def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
+def _training_step(module: Forward, compiled: bool, x: Tensor) -> Step:
+    """Forward and backward pass in training mode, without anything random."""
+    module.requires_grad_(True).train()
+    parts: Iterable[Any] = module.modules()
+    for part in parts:
+        if isinstance(part, _DropoutNd):
+            part.p = 0.
+        elif type(part).__name__ == 'DropPath':  # MMCV's and timm's
+            part.drop_prob = 0.
+    run: Any = torch.compile(module, dynamic=False) if compiled else module
+    parameters = [*module.parameters()]
+
+    def step() -> Result:
+        outputs = run(x)
+        # The factor keeps gradients in the range of float16
+        loss: Any = sum(1e3 * y.float().square().mean() for y in outputs)
+        loss.backward()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for parameter in parameters:
+            parameter.grad = None
+        return Result(outputs, gradients)
+    return step
+
+
+def _onnx_session(module: Forward, x: Tensor) -> Step:
     """ONNX Runtime on the exported model, with inputs and outputs on the device."""
     import onnxruntime
     provider = 'CUDAExecutionProvider' if x.is_cuda else 'CPUExecutionProvider'
@@ -152,9 +198,11 @@ def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
         program: Any = torch.onnx.export(module, (x, ), dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    index = x.device.index or 0
+    settings = {'device_id': str(index), 'enable_cuda_graph': '1'} if x.is_cuda else {}
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options,
-        providers=[(provider, {'enable_cuda_graph': '1'} if x.is_cuda else {})])
+        providers=[(provider, settings)])
     outputs = [torch.empty_like(y, memory_format=torch.contiguous_format)
                for y in module(x)]
     binding = session.io_binding()
@@ -162,14 +210,14 @@ def _onnx_session(module: Forward, x: Tensor) -> Callable[[], Sequence[Tensor]]:
             (binding.bind_input, session.get_inputs()[0], x),
             *((binding.bind_output, node, tensor)
               for node, tensor in zip(session.get_outputs(), outputs))]:
-        bind(node.name, tensor.device.type, tensor.device.index or 0, np.float32,
+        bind(node.name, tensor.device.type, index, np.float32,
              tuple(tensor.shape), tensor.data_ptr())
 
     if x.is_cuda:  # ONNX Runtime has a stream of its own
         torch.cuda.synchronize()
 
-    def forward() -> Sequence[Tensor]:
+    def forward() -> Result:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return outputs
+        return Result(outputs)
     return forward

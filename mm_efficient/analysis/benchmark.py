@@ -8,9 +8,7 @@ In addition, models of the same batch size and shape are timed in interleaved ro
 that other load on the machine affects all of them. Their ratio is the median over
 rounds of the ratio of their medians in a round, and far more stable than milliseconds.
 """
-import csv
 import itertools
-import json
 import math
 import platform
 import re
@@ -29,10 +27,9 @@ from mmpretrain.apis import ModelHub, list_models
 from rich.console import Console
 
 from ..deploy import relative_error
-from ..errors import InputError, explain
-from ..files import whole_file
+from ..errors import explain
 from ..weights import FAMILIES
-from .backends import build_model, check_backend, prepare
+from .backends import Result, Step, build_model, check_backend, prepare
 from .models import find_model
 
 Rounds = list[list[float]]  # seconds by round and pass
@@ -49,6 +46,7 @@ class BenchmarkRun(NamedTuple):
     batch_size: int
     height: int
     width: int
+    step: str = 'forward'  # or 'train', with the backward pass
 
 
 COLUMNS = (*BenchmarkRun._fields, 'median_ms', 'images_per_s', 'ratio', 'ratio_min',
@@ -83,7 +81,7 @@ def _hardware(device: str) -> str:
 
 
 def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[dict]:
-    """Time runs; neighbours of the same batch size and shape in interleaved rounds.
+    """Time runs; neighbours of the same images and step in interleaved rounds.
 
     Args:
         runs (Sequence[BenchmarkRun]): What to time.
@@ -98,7 +96,7 @@ def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list
         ExecutionError: If the device cannot be used, or a backend cannot run a model.
     """
     for run in runs:
-        check_backend(run.backend, run.dtype)
+        check_backend(run.backend, run.dtype, run.step)
     for name in dict.fromkeys(run.model for run in runs):
         find_model(name)
     with explain(f'device {config.device} (of cpu, cuda, cuda:N) cannot be used'):
@@ -108,9 +106,13 @@ def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)
     rows = []
+    # All models are compiled in Forward.forward; past its limit of graphs per function
+    # PyTorch would run them eagerly
+    limit = torch._dynamo.config.cache_size_limit + len(runs)
     try:
         for _, group in itertools.groupby(runs, lambda run: run[3:]):
-            rows += _time_group([*group], config)
+            with torch._dynamo.config.patch(cache_size_limit=limit):
+                rows += _time_group([*group], config)
             torch.compiler.reset()  # drop the graphs of this shape
     finally:
         torch.set_num_threads(threads)
@@ -118,32 +120,42 @@ def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list
 
 
 def _time_group(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[dict]:
-    """Time runs of the same batch size and shape."""
-    batch_size, height, width = runs[0][3:]
+    """Time runs of the same batch size, shape and step."""
+    batch_size, height, width, step = runs[0][3:]
     images = f'{batch_size} x 3 x {height} x {width}'
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, 3, height, width, generator=generator)
     x = x.to(config.device)
-    models, clocks, checks = {}, [], []
-    for run in track(runs, f'preparing {images}'):
+    models: dict[str, tuple[Any, Result]] = {}
+    clocks, checks = [], []
+    for run in track(runs, f'preparing {images}, {step}'):
         with explain(f'{run.model} cannot run with backend {run.backend} and '
                      f'{run.dtype} on {images} images on {config.device}'):
             if run.model not in models:
                 model = build_model(run.model, x, config.backbone)
-                models[run.model] = model, torch.inference_mode()(model)(x)
+                models[run.model] = model, prepare(model, 'eager', 'fp32', x, step)[0]()
             model, reference = models[run.model]
-            forward, weights = prepare(model, run.backend, run.dtype, x)
-            for _ in range(config.warmup):
-                outputs = forward()
-            deviation = max(relative_error(y.float(), z.float())
-                            for y, z in zip(outputs, reference))
+            function, weights = prepare(model, run.backend, run.dtype, x, step)
+            for _ in range(config.warmup - 1):
+                function()
+            deviation = _deviation(function(), reference)
             memory = None if weights is None else (
-                weights + _peak_bytes(forward, x.is_cuda)) / 2**20
+                weights + _peak_bytes(function, x.is_cuda)) / 2**20
         checks.append((memory, deviation))
-        clocks.append(partial(_seconds, forward, x.is_cuda))
+        clocks.append(partial(_seconds, function, x.is_cuda))
     times = _time_in_rounds(clocks, config)
     return [_row(run, rounds, times[0], *check)
             for run, rounds, check in zip(runs, times, checks)]
+
+
+def _deviation(result: Result, reference: Result) -> float:
+    """Largest relative error of an output, and of all gradients together."""
+    pairs = [*zip(result.outputs, reference.outputs)]
+    if reference.gradients:  # many a single one is zero but for rounding
+        first, second = (torch.cat([gradient.flatten() for gradient in each.gradients])
+                         for each in (result, reference))
+        pairs.append((first, second))
+    return max(relative_error(y.float(), z.float()) for y, z in pairs)
 
 
 def _time_in_rounds(clocks: Sequence[Callable[[], float]], config: BenchmarkConfig
@@ -177,7 +189,7 @@ def _seconds(forward: Callable[[], object], cuda: bool) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def _peak_bytes(forward: Callable[[], object], cuda: bool) -> int:
+def _peak_bytes(function: Step, cuda: bool) -> int:
     """Peak memory of the tensors that a call allocates.
 
     Excludes scratch memory of CPU operators and what an allocator keeps cached.
@@ -186,20 +198,20 @@ def _peak_bytes(forward: Callable[[], object], cuda: bool) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        forward()
+        function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         with torch.profiler.profile(profile_memory=True, activities=[
                 torch.profiler.ProfilerActivity.CPU]) as profile:
-            outputs = forward()  # keep them: freeing is not part of the call
+            result = function()  # keep it: freeing is not part of the call
     results: Any = profile.profiler
     events = [event for event in results.kineto_results.events()
               if event.name() == '[memory]']
     events.sort(key=lambda event: (  # before torch 2.4 in microseconds
         event.start_ns() if hasattr(event, 'start_ns') else event.start_us()))
-    del outputs
+    del result
     return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
@@ -233,44 +245,3 @@ def reported_top1(name: str) -> float | None:
     return next((float(result.metrics['Top 1 Accuracy']) for result in results or []
                  if result.dataset == 'ImageNet-1k'
                  and 'Top 1 Accuracy' in result.metrics), None)
-
-
-def write_results(path: str | Path, rows: Sequence[dict],
-                  settings: dict[str, Any]) -> None:
-    """Write results to a CSV or JSON file.
-
-    Args:
-        path (str | Path): Name that ends in .csv or .json. JSON includes the settings.
-        rows (Sequence[dict]): From :func:`run_benchmark`.
-        settings (dict): From :meth:`BenchmarkConfig.settings`.
-    """
-    with whole_file(path) as draft, open(draft, 'w', newline='', encoding='utf-8') as f:
-        if draft.suffix == '.csv':
-            writer = csv.DictWriter(f, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            json.dump(dict(settings=settings, results=rows), f, indent=1)
-            f.write('\n')
-
-
-def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
-    """Read results from JSON.
-
-    Args:
-        path (str | Path): File of :func:`write_results`.
-
-    Returns:
-        tuple[list[dict], dict]: Rows and settings.
-
-    Raises:
-        InputError: If it is not such a file.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-        rows = [{key: row[key] for key in COLUMNS} for row in content['results']]
-        return rows, content['settings']
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f'{path} is not a result file ({type(error).__name__}: {error}); expected '
-            'JSON written by benchmark.py --out.') from None

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from mmengine.utils import digit_version
 from torch import Tensor, nn
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..deploy import tensors_of
 
@@ -70,8 +71,10 @@ EXTRA_FLOPS: Formulas = {
     aten.dot: lambda a, b, out_shape=None: 2 * math.prod(a),
     **dict.fromkeys(ATTENTION, _attention_flops),
 }
+_REGISTRY: Formulas = (vars(flop_counter).get('flop_registry')
+                       or vars(flop_counter)['flop_mapping'])  # in PyTorch 2.1
 ELEMENTS: Formulas = {
-    **dict.fromkeys([*flop_registry, *EXTRA_FLOPS], _elements),
+    **dict.fromkeys([*_REGISTRY, *EXTRA_FLOPS], _elements),
     **dict.fromkeys(ATTENTION, _attention_elements),
 }
 
@@ -218,9 +221,24 @@ def count_operators(
     return [_by_module(model, counter) for counter in counters], dict(unknown.calls)
 
 
+class _OldFlopCounter(FlopCounterMode):
+    """For PyTorch before 2.4, whose own hooks make a tensor of a tuple of one."""
+
+    parents: list[str]
+
+    def _enter_module(self, name: str) -> Callable[..., None]:
+        return lambda module, inputs: self.parents.append(name)
+
+    def _exit_module(self, name: str) -> Callable[..., None]:
+        def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            self.parents.pop()
+
+        return leave
+
+
 def _flop_counter(root: Forward, formulas: Formulas) -> FlopCounterMode:
     if digit_version(torch.__version__) < digit_version('2.4.0'):
-        return FlopCounterMode(root, display=False, custom_mapping=formulas)
+        return _OldFlopCounter(root, display=False, custom_mapping=formulas)
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

@@ -2,7 +2,8 @@
 import copy
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,13 +20,21 @@ from torch import Tensor, nn
 from ..errors import InputError, explain
 from ..files import config_files
 from ..runs.configs import load_config
+from ..weights import FAMILIES
 from .complexity import Complexity, Run, call_model, count
+from .functions import build_from, import_source
 
 # Height and width of test images on ImageNet, COCO and ADE20K, as published
 INPUT_SHAPES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
 NUM_PROPOSALS = 1000  # RoIs of the box head, unless the config sets them
 NUM_DETECTIONS = 100  # RoIs of the mask head, unless the config sets them
 T = TypeVar('T')
+# The models of the benchmark of LowFormer's authors that timm has, by its names. They
+# also timed EfficientMod, MobileViG, Inception Transformer, FFNet, EdgeViT and FAT,
+# which no package has.
+RIVALS = ('resnet50', 'mobilenetv3_large_100', 'pvt_v2_b0', 'coatnet_0_rw_224',
+          'ghostnetv2_100', 'efficientformerv2_s1', 'efficientvit_m5', 'fastvit_t8',
+          'mobileone_s1', 'repvit_m2_3', 'shvit_s4')
 
 
 class ModelSpec(NamedTuple):
@@ -56,7 +65,9 @@ def find_model(name: str, options: dict | None = None) -> ModelSpec:
               variant for its classifier (``soft_small``);
             - a model in MMPretrain's index (``swin-tiny_16xb64_in1k``);
             - a timm model (``resnet50``, or ``timm/resnet50`` if MMPretrain has a
-              model of that name).
+              model of that name);
+            - ``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``, which returns a
+              model of (B, 3, H, W) images.
         options (dict, optional): Config overrides by dotted key. Defaults to None.
 
     Returns:
@@ -65,6 +76,11 @@ def find_model(name: str, options: dict | None = None) -> ModelSpec:
     Raises:
         InputError: If there is no such model, or its config is invalid.
     """
+    if ':' in name:
+        _refuse_options(name, options)
+        import_source(name.rpartition(':')[0])
+        return ModelSpec(name, partial(build_from, name), call_model,
+                         INPUT_SHAPES['mmpretrain'])
     if name.endswith('.py'):
         return from_config(load_config(name, options), Path(name).stem)
     for path in config_files():
@@ -76,12 +92,32 @@ def find_model(name: str, options: dict | None = None) -> ModelSpec:
         return from_config(cfg, name)
     model_name = name.removeprefix('timm/')
     if timm.is_model(model_name):
-        if options:
-            raise InputError(f'{name} is a timm model and has no config to override; '
-                             'leave --cfg-options out.')
+        _refuse_options(name, options)
         return ModelSpec(name, lambda: timm.create_model(model_name), call_model,
                          INPUT_SHAPES['mmpretrain'])
     raise InputError(_unknown(name))
+
+
+def _refuse_options(name: str, options: dict | None) -> None:
+    if options:
+        raise InputError(f'{name} has no config to override; leave --cfg-options out.')
+
+
+def expand_groups(names: Iterable[str]) -> list[str]:
+    """Replace names of groups by the models in them.
+
+    Args:
+        names (Iterable[str]): Of models, of groups (``rivals``: what LowFormer's
+            authors benchmark, as far as timm has it), or of families (``lowformer``:
+            its variants).
+
+    Returns:
+        list[str]: Of models, each once.
+    """
+    groups = {family.name.lower(): [*family.variants] for family in FAMILIES}
+    groups['rivals'] = [f'timm/{name}' for name in RIVALS]
+    return [*dict.fromkeys(
+        model for name in names for model in groups.get(name.lower(), [name]))]
 
 
 def _variant(path: Path) -> str | None:
@@ -95,7 +131,7 @@ def _unknown(name: str) -> str:
         names |= {path.stem, _variant(path) or path.stem}
     close = difflib.get_close_matches(name, sorted(names), 5)
     return (f'there is no model {name!r}: expected a config file, a variant or config '
-            'of mm_efficient, or a model of MMPretrain or timm'
+            'of mm_efficient, a model of MMPretrain or timm, or FILE.py:FUNCTION'
             + (f'; similar names: {", ".join(close)}' if close else ''))
 
 

@@ -37,8 +37,6 @@ INPUT_NAME = 'input'
 # For tracing models with dynamic shapes: tracers take equal sizes for the same one, and
 # a size of 1 (of the batch or of a feature map) for a constant
 TRACED_BATCH_SIZE, TRACED_SHAPE = 2, (256, 320)
-# With named dimensions, as ONNX has them, PyTorch traces detectors twice
-IMAGE_SIZES = {dim: torch.export.Dim.AUTO for dim in (0, 2, 3)}
 MIN_TORCH = (2, 6)
 
 
@@ -58,17 +56,19 @@ class ExportResult:
     operators: dict[str, int] = field(default_factory=dict)
 
 
-def check_format(format: str, path: str | Path, fp16: bool = False) -> None:
+def check_format(format: str, path: str | Path, fp16: bool = False,
+                 opset: int | None = None) -> None:
     """Check that a format can be written here.
 
     Args:
         format (str): A key of ``SUFFIXES``.
         path (str | Path): The file to write.
         fp16 (bool): Whether to export in float16. Defaults to False.
+        opset (int, optional): Version of ONNX's operators. Defaults to None.
 
     Raises:
         InputError: If the format is unknown, needs a missing package, or does not match
-            the suffix of ``path`` or ``fp16``.
+            the suffix of ``path``, ``fp16`` or ``opset``.
     """
     if format not in SUFFIXES:
         raise InputError(f'unknown format {format!r}; expected one of '
@@ -79,6 +79,8 @@ def check_format(format: str, path: str | Path, fp16: bool = False) -> None:
     if fp16 and format != 'coreml':
         raise InputError(f'float16 is available in format coreml only, got {format}; '
                          'convert the exported file with the tools of your runtime.')
+    if opset is not None and format != 'onnx':
+        raise InputError(f'an opset is for format onnx only, got {format}.')
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
     if version < MIN_TORCH:
         raise InputError(f'exporting needs torch {".".join(map(str, MIN_TORCH))} or '
@@ -93,7 +95,8 @@ def check_format(format: str, path: str | Path, fp16: bool = False) -> None:
 
 def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
            format: str = 'onnx', backbone: bool = False, fused: bool = True,
-           static: bool = False, fp16: bool = False, metadata: dict | None = None,
+           static: bool = False, fp16: bool = False, opset: int | None = None,
+           metadata: dict | None = None,
            progress: Callable[[str], None] | None = None) -> ExportResult:
     """Export a model, and keep the file only if it predicts what the model does.
 
@@ -110,6 +113,9 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         static (bool): Fix the shape to one image. Always so for Core ML.
             Defaults to False.
         fp16 (bool): Core ML only: weights and arithmetic in float16. Defaults to False.
+        opset (int, optional): ONNX only: version of the operators. PyTorch writes 18
+            and later, and earlier ones if the graph can be converted. Defaults to None,
+            its default.
         metadata (dict, optional): Metadata of an ONNX file, strings or anything that
             JSON can represent. Defaults to None.
         progress (Callable, optional): Called with a description of each step.
@@ -123,7 +129,7 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
             written.
         ExecutionError: If the export fails, or the exported model's predictions differ.
     """
-    check_format(format, path, fp16)
+    check_format(format, path, fp16, opset)
     check_output(path, [SUFFIXES[format]])
     static = static or format == 'coreml'
     if static:
@@ -147,7 +153,7 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
                       output_names=deployed.output_names)
         return result
     with whole_file(path) as draft:
-        _write(deployed, draft, images[0], format, static, metadata or {})
+        _write(deployed, draft, images[0], format, static, opset, metadata or {})
         if format == 'onnx':
             result.operators = _count_operators(draft)
         report('comparing with PyTorch')
@@ -193,7 +199,7 @@ def _verify(run: Callable[[Tensor], list[Tensor]], images: Sequence[Tensor],
 
 
 def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
-           metadata: dict) -> None:
+           opset: int | None, metadata: dict) -> None:
     """Write a model that takes ``x``; its values do not matter."""
     x = x[:1] if static else x.new_zeros(TRACED_BATCH_SIZE, x.shape[1], *TRACED_SHAPE)
     with explain(f'the model cannot be exported to {format}'), torch.no_grad(), \
@@ -208,11 +214,16 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
         # With dynamic sizes, entries of this cache cost more than they save
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             if format == 'onnx':
-                _write_onnx(module, path, x, static, metadata)
+                _write_onnx(module, path, x, static, opset, metadata)
                 return
             program = torch.export.export(
-                module, (x, ), dynamic_shapes=None if static else (IMAGE_SIZES, ))
+                module, (x, ), dynamic_shapes=None if static else (_image_sizes(), ))
             torch.export.save(program, path)
+
+
+def _image_sizes() -> dict[int, Any]:
+    """Dynamic sizes of images. With named ones PyTorch traces detectors twice."""
+    return {dim: torch.export.Dim.AUTO for dim in (0, 2, 3)}
 
 
 def follow_input_device(traced: Any) -> None:
@@ -235,8 +246,8 @@ def follow_input_device(traced: Any) -> None:
     torch._C._jit_pass_dce(graph)
 
 
-def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
-                ) -> None:
+def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, opset: int | None,
+                metadata: dict) -> None:
     functions = [] if static else split_functions(module)
     arguments = x, [function.arguments() for function in functions]
     sizes = [function.dynamic_sizes() for function in functions]
@@ -244,14 +255,20 @@ def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, metadata: dict
               (example, *weights)]
     exported = torch.export.export(
         Library(module, functions), arguments,
-        dynamic_shapes=None if static else (IMAGE_SIZES, sizes))
+        dynamic_shapes=None if static else (_image_sizes(), sizes))
     program: Any = torch.onnx.export(
-        exported, dynamo=True, verbose=False, input_names=[INPUT_NAME],
+        exported, dynamo=True, verbose=False, opset_version=opset,
+        input_names=[INPUT_NAME],
         output_names=[*module.output_names, *(each.name for each in functions)],
         # Names of the image's sizes; the others belong to functions
         dynamic_shapes=None if static else (
             {0: 'batch', 2: 'height', 3: 'width'}, *[None] * len(others)),
         custom_translation_table=onnx_translations())
+    written = program.model.opset_imports['']
+    if opset not in (None, written):
+        raise ExecutionError(
+            f'the graph cannot be converted to opset {opset}: PyTorch wrote opset '
+            f'{written}. Choose that, a later one, or no opset.')
     if functions:
         define_functions(program.model, functions)
     program.model.producer_name = 'mm_efficient'

@@ -1,5 +1,6 @@
 """Everything configs can name: hooks, schedules, samplers, optimizer wrappers, EMA."""
 from .accumulation import AccumulationRestartHook
+from .backbone_speed import ChannelsLastBackboneHook, CompileBackboneHook
 from .bit_depth import CheckBitDepth
 from .checkpoints import WholeCheckpointHook
 from .clipping import AGCOptimWrapper, AmpAGCOptimWrapper
@@ -27,7 +28,7 @@ from .stopping import StopHook
 __all__ = [
     'AGCOptimWrapper', 'AccumulationRestartHook', 'AmpAGCOptimWrapper',
     'BatchResizedCrop', 'BatchResolution', 'CPUDistributedDataParallel',
-    'CheckBitDepth',
+    'ChannelsLastBackboneHook', 'CheckBitDepth', 'CompileBackboneHook',
     'DropPathProgressHook', 'DumpSegResults', 'HashFittingHook',
     'LayerDecayOptimWrapperConstructor', 'MESAHook', 'MiniReportHook',
     'NewScheduleHook', 'PreciseBNEvalHook', 'ResolutionBatchSampler', 'SampleIndex',

@@ -120,9 +120,12 @@ class PreciseBNEvalHook(Hook):
     def _estimate(self, runner: Runner, model: nn.Module,
                   loader: DataLoader) -> Statistics:
         """Set ``statistics`` to those of ``model``, which stays unchanged."""
+        before = _statistics(model)
+        if not before:  # such as the model that plots a schedule, without images
+            self.statistics = {}
+            return self.statistics
         if self.loader is None:
             self.loader = self._make_loader(loader, runner.seed)
-        before = _statistics(model)
         model = copy.deepcopy(model).eval()
         for module in model.modules():
             if isinstance(module, _BatchNorm):

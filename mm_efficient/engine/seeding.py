@@ -2,8 +2,8 @@
 
 MMEngine restores weights, optimizer and sampler when it resumes a run, but not the
 random state of the main process and of the data workers. Here the random augmentation
-of a sample is derived from (seed, rank, epoch, position in the epoch), whatever the
-number of workers, and the randomness of the model from (seed, rank, iteration).
+of a sample is derived from (seed, epoch, position in the epoch), whatever the number of
+workers and of processes, and the randomness of the model from (seed, rank, iteration).
 """
 import random
 from collections.abc import Iterator
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_dist_info, get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from torch.utils.data import Sampler
 
-# Keeps the random numbers of the model independent of those of the samples.
+# Keep the random numbers of the model independent of those of the samples.
+_SAMPLE_STREAM = 0
 _MODEL_STREAM = 0x6D6F64656C
 
 
@@ -54,8 +55,8 @@ class SampleIndex(int):
 
     Args:
         index (int): Index in the data set.
-        entropy (tuple[int, ...], optional): Seed, rank, epoch and position. Defaults to
-            None, which leaves the random state alone.
+        entropy (tuple[int, ...], optional): Seed, stream, epoch and position. Defaults
+            to None, which leaves the random state alone.
         resolution (int, optional): Image side of the batch in pixels, see
             :class:`~mm_efficient.engine.ResolutionBatchSampler`.
             Defaults to None.
@@ -103,8 +104,11 @@ class SeededSampler(Sampler):
         return getattr(self.sampler, 'epoch', 0)
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        for position, index in enumerate(self.sampler, self.skipped):
-            yield SampleIndex(index, (self.seed, get_rank(), self.epoch, position))
+        # MMEngine's samplers deal the indices of an epoch to the processes in turn
+        rank, world_size = get_dist_info()
+        for number, index in enumerate(self.sampler, self.skipped):
+            position = number * world_size + rank
+            yield SampleIndex(index, (self.seed, _SAMPLE_STREAM, self.epoch, position))
 
     def __len__(self) -> int:
         return len(self.sampler)

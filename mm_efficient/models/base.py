@@ -1,19 +1,22 @@
 """`PyramidBackbone`, the base class and contract of all backbones."""
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.fx
 from mmengine.model import PretrainedInit
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import ExecutionError
 from ..weights.loading import is_published, load_pretrained
+from .layers import is_compiling
 
 NUM_STAGES = 4
 MIN_IMAGE_SIZE = 32
@@ -153,34 +156,43 @@ class PyramidBackbone(BaseBackbone):
             ValueError: If ``x`` has the wrong number of dimensions or channels,
                 or is smaller than 32 x 32.
         """
+        return tuple(self.run_stages(x, self.out_indices))
+
+    def run_stages(self, x: Tensor, indices: Container[int]) -> list[Any]:
+        """Run all stages.
+
+        Args:
+            x (Tensor): Images as in :meth:`forward`.
+            indices (Container[int]): Stages to return.
+
+        Returns:
+            list: Feature maps of the stages in ``out_indices``; of others what they
+            give to the next stage, a map without the norm that feature maps may have.
+        """
         self._check_input(x)
-        # The order of the pixels in memory
-        layout = torch.contiguous_format
-        if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
+        layout = _memory_layout(x)
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, C_i, ceil(H / s_i), ceil(W / s_i))
-            if i in self.out_indices:
-                outs.append(self._feature_map(i, x).contiguous(memory_format=layout))
-        return tuple(outs)
+            if i in indices:
+                out = self._feature_map(i, x) if i in self.out_indices else x
+                outs.append(_laid_out(out, layout))
+        return outs
 
     def _feature_map(self, index: int, x: Tensor) -> Tensor:
         """Make the returned feature map from ``x``, the output of stage ``index``."""
         return x
 
     def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'{type(self).__name__} expects images of shape (B, '
-                f'{self.in_channels}, H, W), got {tuple(x.shape)}; the number '
-                'of channels is set by in_channels')
-        if x.shape[2] < MIN_IMAGE_SIZE or x.shape[3] < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f'{type(self).__name__} has stride 32 and needs images of at '
-                f'least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels, got '
-                f'{x.shape[2]} x {x.shape[3]} (H x W); resize or pad them')
+        _check_images(x, self.in_channels, type(self).__name__)
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which calls this."""
+        raise ExecutionError(
+            f'torch.jit.script cannot compile {type(self).__name__}: TorchScript has '
+            'no autograd functions and no contexts that depend on a tensor. Use '
+            'torch.jit.trace, or tools/deployment/export.py for dynamic sizes')
 
     def init_weights(self) -> None:
         """Initialise from scratch, or load the weights that ``init_cfg`` names.
@@ -267,6 +279,33 @@ class PyramidBackbone(BaseBackbone):
         return sum(depths[:stage]) + block + 1, num_layers
 
 
+@torch.fx.wrap  # a single operator in graphs
+def _check_images(x: Tensor, channels: int, name: str) -> None:
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f'{name} expects images of shape (B, {channels}, H, W), got '
+            f'{tuple(x.shape)}; the number of channels is set by in_channels')
+    if x.shape[2] < MIN_IMAGE_SIZE or x.shape[3] < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f'{name} has stride 32 and needs images of at least {MIN_IMAGE_SIZE} x '
+            f'{MIN_IMAGE_SIZE} pixels, got {x.shape[2]} x {x.shape[3]} (H x W); resize '
+            'or pad them')
+
+
+@torch.fx.wrap
+def _memory_layout(x: Tensor) -> torch.memory_format:
+    """The order of the pixels in memory."""
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+@torch.fx.wrap
+def _laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
+    # Class tokens have no pixels
+    return x.contiguous(memory_format=layout) if x.ndim == 4 else x.contiguous()
+
+
 def fit_where_needed(model: nn.Module, images: Tensor | Sequence[Tensor]) -> None:
     """Call ``fit`` on every module whose ``is_fitted`` is False.
 
@@ -311,7 +350,7 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
     for block in blocks:
         if not (with_cp and torch.is_grad_enabled()):
             x = block(x)
-        elif torch.compiler.is_compiling():
+        elif is_compiling():
             # A compiler updates statistics once, and takes no such contexts
             x = checkpoint(block, x, use_reentrant=False)
         else:

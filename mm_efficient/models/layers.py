@@ -7,6 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 P = ParamSpec('P')
@@ -15,6 +17,13 @@ T = TypeVar('T')
 # Minimum number of pixels in a batch for which oneDNN's 1x1 convolution, which reorders
 # the weight in every call, beats a matmul
 ONEDNN_MIN_PIXELS = 128
+# PyTorch 2.1 and 2.2 have it at another place
+is_compiling: Callable[[], bool] = getattr(
+    torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+
+# torch.fx knows neither sizes nor types: modules that depend on them are leaves of
+# timm's tracer
+register_notrace_module(DropPath)
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager:
@@ -92,7 +101,7 @@ def eager_on_cpu(x: Tensor) -> bool:
 
 def is_eager() -> bool:
     """Whether nothing is being compiled or exported, so that sizes are numbers."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (is_compiling() or torch.jit.is_tracing())
 
 
 def add_scaled(x: Tensor, y: Tensor, alpha: float) -> Tensor:
@@ -100,6 +109,7 @@ def add_scaled(x: Tensor, y: Tensor, alpha: float) -> Tensor:
     return torch.add(x, y, alpha=alpha) if is_eager() else x + alpha * y
 
 
+@register_notrace_module
 class LayerNorm(nn.LayerNorm):
     """Layer norm whose output has the type of its input, also under autocast.
 
@@ -114,6 +124,7 @@ class LayerNorm(nn.LayerNorm):
                                 self.bias.to(x.dtype), self.eps)
 
 
+@register_notrace_module
 class ChannelsLastStem(nn.Sequential):
     """First modules of a backbone; they set the memory layout of all later ones.
 
@@ -128,6 +139,7 @@ class ChannelsLastStem(nn.Sequential):
         return super().forward(x)
 
 
+@register_notrace_module
 class PointwiseConv(nn.Conv2d):
     """1x1 convolution that is fast on a CPU and keeps the memory layout.
 

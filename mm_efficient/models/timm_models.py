@@ -1,7 +1,7 @@
-"""Our backbones as timm models named ``mm_<variant>``.
+"""Our models in timm's registry, named ``mm_<variant>``.
 
-Like timm's own feature models, ``timm.create_model('mm_soft_small',
-features_only=True)`` returns a list of feature maps and has ``feature_info``. The
+``timm.create_model('mm_soft_small')`` is the classifier,
+``timm.create_model('mm_soft_small', features_only=True)`` the feature pyramid. The
 prefix distinguishes our SwiftFormer and LowFormer from timm's.
 """
 import logging
@@ -9,121 +9,205 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
-from timm.models import FeatureInfo, register_model
-from torch import Tensor, nn
+from timm.models import (
+    PretrainedCfg,
+    load_pretrained,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from torch import nn
 
-from ..weights.family import FAMILIES
-from ..weights.loading import load_pretrained, match_state_dict
-from .base import NUM_STAGES, PyramidBackbone
+from ..errors import InputError
+from ..weights.family import FAMILIES, CheckpointError, Family
+from ..weights.loading import load_pretrained as load_backbone
+from ..weights.loading import match_state_dict, read_state_dict
+from ..weights.matching import compare_state_dicts, strip_wrappers
+from .timm_wrappers import (
+    LINEAR_STD,
+    FeaturePyramid,
+    PyramidClassifier,
+    TimmModel,
+    take_stages,
+)
 
-__all__ = ['FeaturePyramid']
+__all__: list[str] = []  # timm adds the names of the models
 
 PREFIX = 'mm_'
+INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=LINEAR_STD)
+# Where weights may come from that timm can load; ours are in `Family.downloads`
+SOURCES = ('state_dict', 'hf_hub_id', 'url')
+
+default_cfgs: dict[str, dict] = {}  # is read by `register_model`
 
 
-class FeaturePyramid(nn.Module):
-    """A backbone with the interface of timm's ``features_only=True`` models.
+def _default_cfg(family: Family, variant: str) -> dict[str, Any]:
+    """timm's description of published weights and of the images they take."""
+    address = family.downloads.get(variant, '')
+    source = 'hf_hub_id' if address.startswith('timm/') else 'url'
+    return {
+        source: address or None,
+        'crop_pct': family.crops.get(variant, 0.875),
+        'pool_size': (7, 7),
+        'license': family.licence,
+        'origin_url': family.code,
+        'paper_name': family.title,
+    }
 
-    Args:
-        backbone (PyramidBackbone): The backbone.
 
-    Attributes:
-        feature_info (FeatureInfo): Channels, reductions and module names of the
-            outputs.
+def _entrypoint(family: Family, variant: str) -> Callable[..., TimmModel]:
+    """Make the function that ``timm.create_model`` calls.
+
+    A feature model ignores what only a classifier has, as timm's do.
+    ``pretrained_model_args`` describes files that timm has saved, and is not needed.
     """
-
-    def __init__(self, backbone: PyramidBackbone):
-        super().__init__()
-        self.backbone = backbone
-        self.feature_info = FeatureInfo(
-            [dict(num_chs=channels, reduction=4 * 2**i, module=f'backbone.stages.{i}')
-             for i, channels in enumerate(backbone.feature_channels)],
-            backbone.out_indices)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> feature maps (B, C_i, ceil(H / s_i), ceil(W / s_i))."""
-        return list(self.backbone(x))
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True,
-                        assign: bool = False) -> Any:
-        """Load our own state dict, or the backbone's part of a classifier or detector.
-
-        So ``timm.create_model(..., checkpoint_path=FILE)`` accepts files written by
-        ``tools/model_converters/convert.py``.
-
-        Args:
-            state_dict (dict[str, Tensor]): Weights.
-            strict (bool): Raise an error if the weights do not fit. Defaults to True.
-            assign (bool): Use the tensors instead of copying them. Defaults to False.
-
-        Raises:
-            CheckpointError: If ``strict`` and they do not fit.
-        """
-        if not strict:
-            return super().load_state_dict(state_dict, False, assign)
-        weights = match_state_dict(self.backbone, state_dict, 'the state dict')
-        return self.backbone.load_state_dict(weights, False, assign)
-
-
-def _entrypoint(variant: str, backbone_cfg: Mapping) -> Callable[..., FeaturePyramid]:
-    """Make the function that ``timm.create_model`` calls."""
+    name = PREFIX + variant
 
     def create(pretrained: bool = False,
-               pretrained_cfg: Mapping | None = None,
-               pretrained_cfg_overlay: Mapping | None = None,
+               pretrained_cfg: str | dict | None = None,
+               pretrained_cfg_overlay: dict | None = None,
+               pretrained_strict: bool = True,
+               pretrained_model_args: Mapping | None = None,
                cache_dir: str | Path | None = None,
                features_only: bool = False,
                out_indices: int | Sequence[int] | None = None,
+               feature_cls: str | None = None,
                in_chans: int = 3,
-               drop_path_rate: float | None = None) -> FeaturePyramid:
-        if not features_only:
-            raise ValueError(
-                f'{PREFIX}{variant} is a backbone for timm: pass features_only=True. '
-                "Classifiers come from mmpretrain.get_model")
+               num_classes: int | None = None,
+               global_pool: str | None = None,
+               drop_rate: float = 0.,
+               drop_path_rate: float | None = None,
+               device: torch.device | str | None = None,
+               dtype: torch.dtype | None = None) -> TimmModel:
         if isinstance(pretrained_cfg, str):
-            raise ValueError(f'{PREFIX}{variant} has no tags, got {pretrained_cfg!r}')
-        settings = dict(backbone_cfg, in_channels=in_chans,
-                        out_indices=_stages(out_indices))
+            raise InputError(f'{name} has no tags, got {pretrained_cfg!r}')
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+        if num_classes is None:
+            num_classes = cfg.num_classes
+        settings: dict[str, Any] = dict(in_channels=in_chans)
         if drop_path_rate is not None:
             settings.update(drop_path_rate=drop_path_rate)
-        weights = {**(pretrained_cfg or {}), **(pretrained_cfg_overlay or {})}
-        source = weights.get('file') or f'published://{variant}'
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            backbone = MODELS.build(settings)
-        _init_weights(backbone)
+        _check_feature_options(features_only, out_indices, feature_cls)
+        model = _pyramid(family, variant, settings, out_indices) if features_only else \
+            _classifier(family, variant, settings, num_classes, global_pool, drop_rate)
+        model.pretrained_cfg = model.default_cfg = _described(cfg, model)
         if pretrained:
-            load_pretrained(backbone, str(source))
-        return FeaturePyramid(backbone)
+            _load(model, variant, cfg, pretrained_strict, cache_dir)
+        return model.to(device=device, dtype=dtype)
 
-    create.__name__ = create.__qualname__ = f'{PREFIX}{variant}'
+    create.__name__ = create.__qualname__ = name
     return create
 
 
-def _stages(out_indices: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Resolve timm's ``out_indices``: None is all, a number n the last n stages."""
-    stages = range(NUM_STAGES)
-    if out_indices is None:
-        return tuple(stages)
-    if isinstance(out_indices, int):
-        return tuple(stages[-out_indices:])
-    return tuple(i + NUM_STAGES if i < 0 else i for i in out_indices)
+def _check_feature_options(features_only: bool, out_indices: Any,
+                           feature_cls: Any) -> None:
+    if not features_only and (out_indices is not None or feature_cls is not None):
+        raise InputError('out_indices and feature_cls need features_only=True')
+    if feature_cls not in (None, 'list', 'getter'):
+        raise InputError(
+            f'feature_cls={feature_cls!r}: the feature models of mm_efficient return '
+            "lists. For other nodes or a dict create the classifier, and pass it to "
+            'timm.models.create_feature_extractor')
 
 
-def _init_weights(backbone: PyramidBackbone) -> None:
-    """Initialise without MMEngine's log, which has several lines per parameter."""
+def _pyramid(family: Family, variant: str, settings: Mapping[str, Any],
+             out_indices: int | Sequence[int] | None) -> FeaturePyramid:
+    stages = take_stages(out_indices)
+    return FeaturePyramid(_build(
+        {**family.variants[variant], **family.dense, **settings,
+         'out_indices': sorted({*stages})}), stages)
+
+
+def _classifier(family: Family, variant: str, settings: Mapping[str, Any],
+                num_classes: int, global_pool: str | None, drop_rate: float
+                ) -> PyramidClassifier:
+    cfg = family.classifier(family.variants[variant], num_classes or 1000)
+    cfg['backbone'].update(settings)
+    if cfg['backbone'].get('out_type') == 'cls_token':
+        cfg['backbone']['out_type'] = 'raw'
+    return PyramidClassifier(
+        _build(cfg['backbone']), _build(dict(cfg['head'], init_cfg=INIT_CFG)),
+        num_classes, global_pool, drop_rate)
+
+
+def _build(cfg: dict[str, Any]) -> Any:
+    """Build and initialise without MMEngine's log of several lines per parameter."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        module: BaseModule = MODELS.build(cfg)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        backbone.init_weights()
+        module.init_weights()
     finally:
         logger.setLevel(level)
+    return module
+
+
+def _described(cfg: PretrainedCfg, model: TimmModel) -> dict[str, Any]:
+    """``cfg`` with what only the model knows: names of its first and last layers."""
+    described = cfg.to_dict()
+    described['first_conv'] = next(
+        name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    if isinstance(model, PyramidClassifier):
+        layers = [name for name, module in model.named_modules()
+                  if name in ('head.fc', 'head.fc_dist')]
+        described['classifier'] = layers[0] if len(layers) == 1 else tuple(layers)
+    else:
+        described.pop('num_classes')
+        described.pop('classifier')
+    return described
+
+
+def _load(model: TimmModel, variant: str, cfg: PretrainedCfg, strict: bool,
+          cache_dir: str | Path | None) -> None:
+    """Load published weights, or what timm itself has saved."""
+    default = PretrainedCfg(**default_cfgs[PREFIX + variant])
+    if cfg.source in ('hf-hub', 'local-dir') or not cfg.file and any(
+            getattr(cfg, source) not in (None, getattr(default, source))
+            for source in SOURCES):
+        options: dict[str, Any] = dict(cache_dir=cache_dir) if cache_dir else {}
+        load_pretrained(
+            model, model.pretrained_cfg, getattr(model, 'num_classes', 0),
+            model.in_chans, strict=strict, **options)
+        return
+    if not strict:
+        raise InputError(
+            f'{PREFIX}{variant}: published weights are loaded completely or not at '
+            'all; for a part of them, call load_state_dict(..., strict=False)')
+    source = cfg.file or f'published://{variant}'
+    if isinstance(model, PyramidClassifier):
+        _load_classifier(model, source, cfg.num_classes)
+    else:
+        load_backbone(model.backbone, source)
+
+
+def _load_classifier(model: PyramidClassifier, source: str, num_classes: int) -> None:
+    """Load all weights, or all but the last layer for another number of classes."""
+    tensors = strip_wrappers(read_state_dict(source))
+    backbone = match_state_dict(model.backbone, tensors, source, 'backbone')
+    head = {key.removeprefix('head.'): value for key, value in tensors.items()
+            if key.startswith('head.')}
+    expected = model.head.state_dict()
+    if model.num_classes not in (num_classes, len(head.get('fc.weight', ()))):
+        head, expected = ({key: value for key, value in part.items()
+                           if not key.startswith(('fc.', 'fc_dist.'))}
+                          for part in (head, expected))
+    mismatch = compare_state_dicts(expected, head)
+    if mismatch:
+        raise CheckpointError(
+            f'{source} does not fit the head of the classifier; {mismatch}. Nothing '
+            'was loaded. Check num_classes; for a backbone, pass features_only=True')
+    model.backbone.load_state_dict(backbone, strict=False)
+    model.head.load_state_dict(head, strict=False)
 
 
 for _family in FAMILIES:
-    for _variant, _backbone in _family.variants.items():
-        _create = _entrypoint(_variant, {**_backbone, **_family.dense})
+    for _variant in _family.variants:
+        _create = _entrypoint(_family, _variant)
+        default_cfgs[_create.__name__] = _default_cfg(_family, _variant)
         globals()[_create.__name__] = _create  # timm adds the name to __all__
         register_model(_create)

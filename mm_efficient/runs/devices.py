@@ -1,12 +1,16 @@
 """What a run needs of its GPU before the first tensor is on it."""
+import importlib.util
 import logging
 import multiprocessing
 import os
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..errors import InputError, one_line
@@ -39,6 +43,24 @@ def warn_of_unused_gpu() -> None:
         f'{built}) cannot use it, so everything runs on the CPU. Update the driver, or '
         'install PyTorch for the CUDA version that nvidia-smi shows.',
         logger='current', level=logging.WARNING)
+
+
+def check_compiler() -> None:
+    """Check that ``torch.compile`` finds what it needs.
+
+    Raises:
+        InputError: Without Triton on a GPU, or a C++ compiler on a CPU.
+    """
+    if get_device() == 'cuda':
+        if importlib.util.find_spec('triton') is None:
+            raise InputError('--compile needs the package triton, which is missing: '
+                             'pip install triton.')
+        return
+    compiler = os.environ.get('CXX') or (
+        'clang++' if sys.platform == 'darwin' else 'g++')
+    if shutil.which(compiler) is None:
+        raise InputError(f'--compile needs a C++ compiler on the CPU, but {compiler} '
+                         'is missing: install it, or set CXX to another one.')
 
 
 def check_workers(cfg: Config, splits: Iterable[str]) -> None:

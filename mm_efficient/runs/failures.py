@@ -1,5 +1,6 @@
 """Failures of a run, told by the file, entry or option at fault."""
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,20 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from ..errors import ExecutionError, InputError, StoppedError, one_line
+from ..errors import (
+    ExecutionError,
+    InputError,
+    ReportedError,
+    StoppedError,
+    one_line,
+)
 from .coco_entries import check_coco_entries
 from .image_checks import build_dataset, image_faults
 from .traversal import split_datasets
 from .work_dirs import LOCK
+
+# Of gloo, which connects processes on the CPU
+_LOST_PEER = re.compile(r'gloo.*Connection (closed|reset) by peer', re.S)
 
 
 class SampleError(InputError):
@@ -88,12 +98,15 @@ def find_cause(cfg: Config, splits: tuple[str, ...]) -> Iterator[None]:
 
     Raises:
         InputError: In place of another error, if the data explain it.
+        ReportedError: In place of a connection lost because another process has ended.
     """
     try:
         yield
     except (StoppedError, ExecutionError):
         raise
     except Exception as error:
+        if _LOST_PEER.search(str(error)):
+            raise ReportedError('another process has ended') from error
         if isinstance(error, InputError) and 'cannot be loaded' not in str(error):
             raise
         _explain_batch(cfg, error)

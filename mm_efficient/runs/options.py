@@ -72,6 +72,21 @@ def data_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of tools that can make the backbone faster.
+
+    Args:
+        parser (ArgumentParser): Extended by ``--compile`` and ``--channels-last``.
+    """
+    parser.add_argument(
+        '--compile', action='store_true',
+        help='compile the backbone with torch.compile, for all image sizes; the first '
+        'iteration takes up to minutes longer')
+    parser.add_argument(
+        '--channels-last', action='store_true',
+        help='run the backbone in the memory format channels last')
+
+
 def parse_launched(parser: argparse.ArgumentParser, argv: list[str] | None
                    ) -> argparse.Namespace:
     """Parse the arguments of a tool that several processes may run.

@@ -11,6 +11,7 @@ from ..files import is_local
 from ..weights.checking import check_checkpoint
 from ..weights.locating import locate
 from ..weights.reading import SCHEME
+from .devices import check_compiler
 from .model_checks import is_ours
 from .traversal import inner_model, split_datasets, type_name
 
@@ -124,6 +125,34 @@ def use_auto_scale_lr(cfg: Config) -> None:
         raise InputError('--auto-scale-lr needs auto_scale_lr.base_batch_size, '
                          'which the config does not set.')
     cfg.auto_scale_lr.enable = True
+
+
+def speed_up_backbone(cfg: Config, compiled: bool, channels_last: bool) -> None:
+    """Let the backbone be compiled, or run in the memory format channels last.
+
+    Args:
+        cfg (Config): Changed in place.
+        compiled (bool): Whether to compile it.
+        channels_last (bool): Whether to change its memory format.
+
+    Raises:
+        InputError: If the model has no backbone, the config compiles the whole model,
+            or there is no compiler.
+    """
+    flags = {'--channels-last': channels_last, '--compile': compiled}
+    wanted = [flag for flag, chosen in flags.items() if chosen]
+    if wanted and not inner_model(cfg.model).get('backbone'):
+        raise InputError(f'{wanted[0]} needs model.backbone, which the config does not '
+                         'set: leave it out.')
+    if channels_last:
+        add_hook(cfg, dict(type='ChannelsLastBackboneHook'))
+    if compiled:
+        if cfg.get('compile'):
+            raise InputError('--compile compiles the backbone, but the config sets '
+                             'compile, with which MMEngine compiles the whole model. '
+                             'Leave --compile out, or add --cfg-options compile=False.')
+        check_compiler()
+        add_hook(cfg, dict(type='CompileBackboneHook'))
 
 
 def set_resume(cfg: Config, checkpoint: str | Path,

@@ -24,7 +24,7 @@ from .failures import find_cause, name_files, no_empty_work_dir
 from .model_checks import check_model, check_weights
 from .own_data import FoundClasses, check_splits, use_classes
 from .runner import build_runner
-from .settings import add_hook, set_work_dir
+from .settings import add_hook, set_work_dir, speed_up_backbone
 from .traversal import type_name
 from .tta import check_tta, use_tta
 from .work_dirs import check_work_dir
@@ -38,6 +38,8 @@ def test(config: str | Path | Config,
          num_classes: int | None = None,
          classes: Sequence[str] | None = None,
          tta: bool = False,
+         compile_backbone: bool = False,
+         channels_last: bool = False,
          out: str | Path | None = None,
          show: bool = False,
          show_dir: str | Path | None = None,
@@ -60,6 +62,10 @@ def test(config: str | Path | Config,
         tta (bool): Whether to average the predictions for several sizes and the mirror
             images of every image, see ``tta_pipeline`` of the config. Not for masks of
             instances. Defaults to False.
+        compile_backbone (bool): Whether to compile the backbone, see
+            :class:`~mm_efficient.engine.CompileBackboneHook`. Defaults to False.
+        channels_last (bool): Whether to run the backbone in that memory format.
+            Defaults to False.
         out (str | Path, optional): Pickle to write the predictions to: of detectors
             with masks as run lengths, of segmentors label maps. Defaults to None.
         show (bool): Whether to show the predictions in a window. Defaults to False.
@@ -82,7 +88,9 @@ def test(config: str | Path | Config,
     """
     cfg = prepare_testing(
         config, checkpoint, work_dir=work_dir, data_root=data_root,
-        num_classes=num_classes, classes=classes, tta=tta, out=out, show=show,
+        num_classes=num_classes, classes=classes, tta=tta,
+        compile_backbone=compile_backbone, channels_last=channels_last, out=out,
+        show=show,
         show_dir=show_dir, wait_time=wait_time, cfg_options=cfg_options,
         launcher=launcher, mini=mini)
     with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir), \
@@ -103,6 +111,8 @@ def prepare_testing(config: str | Path | Config,
                     num_classes: int | None = None,
                     classes: Sequence[str] | None = None,
                     tta: bool = False,
+                    compile_backbone: bool = False,
+                    channels_last: bool = False,
                     out: str | Path | None = None,
                     show: bool = False,
                     show_dir: str | Path | None = None,
@@ -131,6 +141,7 @@ def prepare_testing(config: str | Path | Config,
         drop_teacher(cfg)
         if tta:
             use_tta(cfg)
+        speed_up_backbone(cfg, compile_backbone, channels_last)
         cfg.load_from = str(checkpoint)
         if show_dir is not None:
             add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))

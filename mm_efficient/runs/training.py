@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..engine.backbone_speed import CompileBackboneHook
 from ..engine.stopping import SignalWatch, StopHook
 from ..errors import InputError
 from ..weights.checking import check_checkpoint
@@ -30,9 +31,11 @@ from .settings import (
     set_pretrained,
     set_resume,
     set_work_dir,
+    speed_up_backbone,
     use_amp,
     use_auto_scale_lr,
 )
+from .traversal import type_name
 from .work_dirs import check_work_dir, find_start, in_use, make_durable, take_resume
 
 SPLITS = ('train', 'val')  # read during training
@@ -50,6 +53,8 @@ def train(config: str | Path | Config,
           auto_resume: bool = False,
           amp: bool = False,
           auto_scale_lr: bool = False,
+          compile_backbone: bool = False,
+          channels_last: bool = False,
           cfg_options: Mapping[str, Any] | None = None,
           launcher: str = 'none',
           mini: bool = False) -> Runner:
@@ -81,6 +86,10 @@ def train(config: str | Path | Config,
         amp (bool): Whether to use mixed precision, on a GPU. Defaults to False.
         auto_scale_lr (bool): Whether to scale the learning rate with the total batch
             size. Defaults to False.
+        compile_backbone (bool): Whether to compile the backbone, see
+            :class:`~mm_efficient.engine.CompileBackboneHook`. Defaults to False.
+        channels_last (bool): Whether to run the backbone in that memory format.
+            Defaults to False.
         cfg_options (Mapping[str, Any], optional): Settings of the config to override,
             by dotted key. Defaults to None.
         launcher (str): What starts the processes: 'none' (a single process),
@@ -102,7 +111,8 @@ def train(config: str | Path | Config,
         config, work_dir=work_dir, data_root=data_root, num_classes=num_classes,
         classes=classes, pretrained=pretrained, resume=resume,
         allow_changes=allow_changes, auto_resume=auto_resume, amp=amp,
-        auto_scale_lr=auto_scale_lr, cfg_options=cfg_options, launcher=launcher,
+        auto_scale_lr=auto_scale_lr, compile_backbone=compile_backbone,
+        channels_last=channels_last, cfg_options=cfg_options, launcher=launcher,
         mini=mini)
     with in_use(cfg.work_dir), SignalWatch() as watch:
         with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir), \
@@ -132,6 +142,8 @@ def prepare_training(config: str | Path | Config,
                      auto_resume: bool = False,
                      amp: bool = False,
                      auto_scale_lr: bool = False,
+                     compile_backbone: bool = False,
+                     channels_last: bool = False,
                      cfg_options: Mapping[str, Any] | None = None,
                      launcher: str = 'none',
                      mini: bool = False) -> Config:
@@ -161,6 +173,9 @@ def prepare_training(config: str | Path | Config,
             use_amp(cfg)
         if auto_scale_lr:
             use_auto_scale_lr(cfg)
+        speed_up_backbone(cfg, compile_backbone, channels_last)
+        if compile_backbone:
+            CompileBackboneHook.check_hooks(map(type_name, cfg.custom_hooks))
         if allow_changes and not (resume or auto_resume):
             raise InputError('--allow-changes has no effect without --resume.')
         resume = take_resume(cfg, resume)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from ..errors import InputError
@@ -119,6 +120,8 @@ class Family(ABC):
             have never been published.
         entries (tuple[str]): Where the weights may be nested in a file, the
             preferred place first; places not listed come last.
+        crops (Mapping[str, float]): Variant -> side of the square that the authors
+            evaluate over the short side of the image, 0.875 where absent.
         reported (Reported): Results that the authors report.
         references (Mapping[str, str]): Variant -> name of its file in
             ``tests/reference``, where it differs from the variant's.
@@ -136,6 +139,7 @@ class Family(ABC):
     files: Mapping[str, tuple[str, ...]] = {}
     entries: tuple[str, ...] = (
         'model_ema', 'state_dict_ema', 'ema', 'model', 'state_dict')
+    crops: Mapping[str, float] = {}
     reported = Reported({})
     references: Mapping[str, str] = {}
 
@@ -159,6 +163,26 @@ class Family(ABC):
     def classes(self) -> tuple[str, ...]:
         """Names of the backbone classes in MMPretrain's registry."""
         return tuple(dict.fromkeys(cfg['type'] for cfg in self.variants.values()))
+
+    def classifier(self, backbone: Mapping[str, Any], classes: int = 1000) -> dict:
+        """Make the config of the published classifier on a backbone.
+
+        Args:
+            backbone (Mapping[str, Any]): Config of the backbone, such as a value of
+                ``variants``.
+            classes (int): Number of classes. Defaults to 1000.
+
+        Returns:
+            dict: Config of an ``ImageClassifier``: here global average pooling and a
+            linear layer.
+        """
+        archs = MODELS.get(backbone['type']).ARCHS
+        return dict(
+            type='ImageClassifier',
+            backbone=dict(backbone),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=classes,
+                      in_channels=archs[backbone['arch']]['embed_dims'][-1]))
 
     def find_arch(self, found: Any, archs: Mapping[Any, str], what: str) -> str:
         """Find the arch of a file.

@@ -103,6 +103,25 @@ def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = 
     Raises:
         CheckpointError: If a tensor is missing, unexpected or of another shape.
     """
+    tensors = read_state_dict(checkpoint, map_location, keep)
+    return match_state_dict(backbone, tensors, checkpoint, prefix)
+
+
+def read_state_dict(checkpoint: str, map_location: str = 'cpu', keep: bool = False
+                    ) -> Mapping[str, Tensor]:
+    """Read the state dict of a checkpoint, converted if it is a published one.
+
+    Args:
+        checkpoint (str): Any MMEngine checkpoint URI, ``published://`` included.
+        map_location (str): Device to read the file to. Defaults to 'cpu'.
+        keep (bool): See :func:`match_pretrained`. Defaults to False.
+
+    Returns:
+        Mapping[str, Tensor]: The tensors.
+
+    Raises:
+        CheckpointError: If there are none.
+    """
     loaded = _read(checkpoint, keep, (
         read_published if checkpoint.startswith(SCHEME) else
         lambda source: CheckpointLoader.load_checkpoint(source, map_location)))
@@ -110,8 +129,7 @@ def match_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = 
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
             f'{type(loaded).__name__}; pass a checkpoint file')
-    return match_state_dict(
-        backbone, loaded.get('state_dict', loaded), checkpoint, prefix)
+    return loaded.get('state_dict', loaded)
 
 
 def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],

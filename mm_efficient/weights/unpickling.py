@@ -6,6 +6,7 @@ and plain data are called, whatever the file, the tool or the version of PyTorch
 ``CheckpointLoader`` loads.
 """
 import argparse
+import codecs
 import functools
 import importlib
 import os
@@ -17,6 +18,7 @@ import textwrap
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +68,15 @@ PLAIN_DATA: list[Any] = [
     *(_named(function, f'{package}.multiarray', function.__name__)
       for package in ('numpy.core', 'numpy._core')  # before and since NumPy 2
       for function in _NUMPY)]
+
+# What PyTorch allows as well since 2.5. Counters are in the schedules of MMEngine, and
+# `encode` makes the bytes of NumPy's arrays.
+_PLAIN_SINCE_2_5: dict[str, Any] = {
+    '_codecs.encode': codecs.encode, 'collections.Counter': Counter,
+    'torch.device': torch.device,
+    **{f'builtins.{each.__name__}': each for each in (bytearray, complex, set)},
+    **{str(each): each for each in vars(torch).values()
+       if isinstance(each, torch.dtype)}}
 
 
 def load_plain(file: Any, map_location: Any = 'cpu', mmap: bool = False,
@@ -148,7 +159,7 @@ def _load_tensors(file: Any, map_location: Any, options: dict[str, Any]) -> Any:
 
 def _by_name(allowed: list[Any]) -> dict[str, Any]:
     from torch import _weights_only_unpickler
-    return {**_weights_only_unpickler._get_allowed_globals(),
+    return {**_PLAIN_SINCE_2_5, **_weights_only_unpickler._get_allowed_globals(),
             **{f'{each.__module__}.{each.__qualname__}': each for each in allowed}}
 
 

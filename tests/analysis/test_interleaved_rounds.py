@@ -1,26 +1,30 @@
 """The benchmark: rounds, statistics and backends."""
 import csv
 import functools
+import json
 import math
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mm_efficient.analysis import ModelSpec, backends, benchmark
 from mm_efficient.analysis.backends import build_model
 from mm_efficient.analysis.benchmark import (
     BenchmarkConfig,
     BenchmarkRun,
-    read_results,
     reported_top1,
     run_benchmark,
-    write_results,
 )
 from mm_efficient.analysis.complexity import Forward, call_model
+from mm_efficient.analysis.models import expand_groups, find_model
+from mm_efficient.analysis.results import read_results, write_results
+from mm_efficient.analysis.tables import ratio_table, read_published
 from mm_efficient.errors import ExecutionError, InputError
 
 CONFIG = """
@@ -114,6 +118,36 @@ def test_rows(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_files_that_are_added_to(tmp_path):
+    path = tmp_path / 'r.jsonl'
+    rounds = [[1.], [1.]]
+    rows = [make_row(name, rounds, [[2.], [2.]]) for name in ('a', 'b', 'a')]
+    rows[2]['ratio'] = 3.
+    write_results(path, rows[:2], dict(seed=0))
+    write_results(path, rows[2:], dict(seed=1))
+    assert read_results(path) == ([rows[2], rows[1]], dict(seed=1))
+
+
+def test_table_of_ratios(tmp_path):
+    def row(model, backend, step, ratio, batch_size=1):
+        return dict(model=model, backend=backend, dtype='fp32', batch_size=batch_size,
+                    height=224, width=224, step=step, ratio=ratio, peak_mib=20.)
+    rows = [row('a', 'eager', 'forward', 1.), row('b', 'eager', 'forward', 0.5),
+            row('b', 'eager', 'train', 0.25, 4),
+            row('b', 'fused+onnxruntime', 'forward', 0.125)]
+    (tmp_path / 'p.json').write_text(json.dumps(dict(published=dict(
+        b=dict(forward_b1_224=[0.6, 0.5, 0.7])))))
+    first, second = 'forward, 1 x 224', 'train, 4 x 224'
+    assert ratio_table(rows, read_published(tmp_path / 'p.json')).splitlines() == [
+        f'| model | {first}: eager | {first}: published | '
+        f'{first}: fused+ONNX Runtime | {second}: eager | {second}: MiB |',
+        '|---|---|---|---|---|---|',
+        '| `a` | 1.000 |  |  |  |  |',
+        '| `b` | 0.500 | 0.600 | 0.125 | 0.250 | 20 |']
+    with pytest.raises(InputError, match='is not a file of published ratios'):
+        read_published(tmp_path / 'nowhere.json')
+
+
 @pytest.mark.parametrize('content', [
     None, 'no JSON', '[]', '{"results": [], "seed": 0}',
     '{"results": [{"model": "a"}], "settings": {}}'])
@@ -136,8 +170,8 @@ def test_reported_accuracy():
 
 
 def test_what_cannot_be_timed(swift):
-    def start(model=swift, backend='eager', dtype='fp32', device='cpu'):
-        run_benchmark([BenchmarkRun(model, backend, dtype, 1, 64, 64)],
+    def start(model=swift, backend='eager', dtype='fp32', device='cpu', step='forward'):
+        run_benchmark([BenchmarkRun(model, backend, dtype, 1, 64, 64, step)],
                       BenchmarkConfig(device=device))
 
     backends.check_backend('channels_last+compile', 'fp16')
@@ -148,7 +182,9 @@ def test_what_cannot_be_timed(swift):
             (dict(backend='compile+eager'), "unknown backend 'compile.eager'"),
             (dict(backend='channels_last+onnxruntime'), 'memory format itself'),
             (dict(backend='onnxruntime', dtype='bf16'), 'fp32 only'),
-            (dict(model='swiftformer_xs_maskrcnn_1x'), 'has two stages')):
+            (dict(backend='fused', step='train'), 'fused is for inference only'),
+            (dict(backend='onnxruntime', step='train'), 'is for inference only'),
+            (dict(model='nowhere.py:make'), 'nowhere.py does not exist')):
         with pytest.raises(InputError, match=message):
             start(**settings)
     with pytest.raises(ExecutionError, match='device cuda:99 .* cannot be used'):
@@ -184,6 +220,113 @@ def test_backends_compute_the_same(monkeypatch):
     assert eager['deviation'] == 0 < fused['deviation']
     assert fused['peak_mib'] < eager['peak_mib']
     assert torch.get_num_threads() == threads
+
+
+def test_many_models_are_compiled(monkeypatch):
+    """PyTorch compiles a function at most eight times, then runs it eagerly."""
+    counter = CompileCounterWithBackend('eager')
+    monkeypatch.setattr(torch, 'compile', functools.partial(
+        torch.compile, backend=counter))
+    for module in backends, benchmark:
+        monkeypatch.setattr(module, 'find_model', lambda name: ModelSpec(
+            name, lambda: nn.Conv2d(3, int(name), 1), call_model, (8, 8)))
+    run_benchmark([BenchmarkRun(str(width), 'compile', 'fp32', 1, 8, 8)
+                   for width in range(2, 13)], SHORT)
+    assert counter.frame_count == 11
+
+
+class Dropping(nn.Module):
+    """A model with dropout, whose norm needs the statistics of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = build_small().append(nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.layers(x).relu()
+
+
+def test_training_steps(monkeypatch):
+    """Nothing is random, gradients are compared, and memory includes activations."""
+    monkeypatch.setattr(torch, 'compile', functools.partial(
+        torch.compile, backend='aot_eager'))
+    spec = ModelSpec('model', Dropping, call_model, (24, 32))
+    for module in backends, benchmark:
+        monkeypatch.setattr(module, 'find_model', lambda name: spec)
+    rows = run_benchmark([
+        BenchmarkRun('model', backend, dtype, 2, 24, 32, step)
+        for step in ('forward', 'train') for backend, dtype in (
+            ('eager', 'fp32'), ('channels_last+compile', 'fp32'), ('eager', 'bf16'))],
+        SHORT)
+    forward, train = rows[:3], rows[3:]
+    assert [row['step'] for row in train] == 3 * ['train']
+    assert [row['ratio'] for row in (forward[0], train[0])] == [1, 1]
+    assert train[0]['deviation'] == 0 and train[1]['deviation'] < 1e-4
+    assert 1e-3 < train[2]['deviation'] < 0.2
+    # Inputs of the second convolution and of the norm, and what they are made of
+    assert train[0]['peak_mib'] > 1.5 * forward[0]['peak_mib']
+
+
+def test_gradients_count_in_the_deviation():
+    one = backends.Result([torch.ones(2)], [torch.ones(3), torch.zeros(1)])
+    other = backends.Result([torch.ones(2)], [torch.ones(3), torch.full((1, ), 0.25)])
+    assert benchmark._deviation(one, one) == 0
+    assert benchmark._deviation(other, one) == 0.25
+
+
+MODULE = """
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Settings:
+    width: 'int' = 4
+
+def small():
+    from beside_it import kernel
+    return nn.Conv2d(3, Settings().width, kernel)
+
+def number():
+    return 1
+
+def fails():
+    raise KeyError('a key')
+"""
+
+
+def test_models_of_other_repositories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs/model.py').write_text(MODULE)
+    (tmp_path / 'theirs/beside_it.py').write_text('kernel = 5')
+    (tmp_path / 'own_package.py').write_text('from torch.nn import Identity')
+    x = torch.randn(1, 3, 32, 32)
+    assert build_model('theirs/model.py:small', x)(x)[0].shape == (1, 4, 28, 28)
+    assert build_model('own_package:Identity', x)(x)[0] is x
+    for name, message in (
+            ('theirs/model.py:smal', "has no function 'smal' .did you mean 'small'"),
+            ('theirs/model.py:number', 'has to return an nn.Module, got a int'),
+            ('theirs/model.py:fails', r"fails\(\) fails: KeyError: 'a key'. It is"),
+            ('nowhere.model:small', "cannot be imported: ModuleNotFoundError: No mod")):
+        with pytest.raises((InputError, ExecutionError), match=message):
+            find_model(name).build()
+    with pytest.raises(InputError, match='has no config to override'):
+        find_model('theirs/model.py:small', {'a': 1})
+
+
+def test_groups():
+    names = expand_groups(['rivals', 'LowFormer', 'timm/resnet50', 'soft_tiny'])
+    assert len(names) == len({*names}) == 11 + 8 + 1
+    assert names[0] == 'timm/resnet50' and names[-2:] == ['lowformer_e3', 'soft_tiny']
+    assert all(timm.is_model(name.removeprefix('timm/')) for name in names[:11])
+
+
+def test_detectors_of_two_stages():
+    """Boxes and masks for as many rows as the config sets."""
+    x = torch.randn(1, 3, 64, 96)
+    dets, _, masks = build_model('lowformer_e1_maskrcnn_1x', x)(x)
+    assert dets.shape == (1, 100, 5) and masks.shape[:2] == (1, 100)
 
 
 def test_shapes_and_dtypes(swift):

@@ -41,7 +41,8 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize('device_name', ['cuda', 'cuda:0'])
 @pytest.mark.parametrize('options', [
     ['--backend', 'eager'], ['--backend', 'compile'], ['--backend', 'torchscript'],
-    ['--backend', 'fused+channels_last'], ['--dtype', 'fp16', 'bf16']],
+    ['--backend', 'fused+channels_last'], ['--dtype', 'fp16', 'bf16'],
+    ['--step', 'train']],
     ids=lambda options: options[-1])
 def test_benchmark_device_cuda(options, device_name, tmp_path):
     path = ROOT / 'tools' / 'analysis_tools' / 'benchmark.py'
@@ -85,6 +86,18 @@ def test_train_amp_mini(config, epochs, small, figures, request):
     assert next(runner.model.parameters()).is_cuda
     assert runner.optim_wrapper.loss_scaler.get_scale() >= 1
     assert all(map(math.isfinite, values)) and last < first
+
+
+def test_compiled_training_cuda(small, figures):
+    """A detector whose backbone is compiled, in half precision and channels last."""
+    begin = time.perf_counter()
+    runner = runs.train(
+        'lowformer_b0_retinanet_1x.py', work_dir='work', pretrained='none', amp=True,
+        mini=True, compile_backbone=True, channels_last=True,
+        cfg_options={'log_level': 'WARNING', 'train_cfg.max_epochs': 2})
+    figures['compiled training'] = dict(seconds=time.perf_counter() - begin)
+    assert all(map(math.isfinite, losses(runner)))
+    assert runner.model.backbone._compiled_call_impl is not None
 
 
 @pytest.mark.parametrize('config', [

@@ -20,6 +20,8 @@ from mm_efficient.deploy.verification import measure_parity, predict
 from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.models import LowFormer
 
+if torch.__version__ < '2.6':
+    pytest.skip('exporting needs PyTorch 2.6', allow_module_level=True)
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
@@ -115,12 +117,24 @@ def test_static(tmp_path):
     import onnx
     model = small_model('cls/lowformer_b0_300e')
     result = export(model, tmp_path / 'a.onnx', small_images(), static=True,
-                    fused=False)
+                    fused=False, opset=18)
     assert [each.shape for each in result.parity] == [(1, 3, 96, 128)]
     assert result.fusion is None
-    graph = onnx.load(tmp_path / 'a.onnx').graph
+    file = onnx.load(tmp_path / 'a.onnx')
+    assert {opset.version for opset in file.opset_import if not opset.domain} == {18}
+    assert 'Erf' in result.operators and 'Gelu' not in result.operators
+    graph = file.graph
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [
         1, 3, 96, 128]
+
+
+def test_opset_that_pytorch_does_not_write(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.GELU())
+    model.out_indices = (0, )
+    with pytest.raises(ExecutionError, match='converted to opset 6: PyTorch wrote'):
+        export(model, tmp_path / 'a.onnx', small_images(), backbone=True, static=True,
+               fused=False, opset=6)
+    assert not list(tmp_path.iterdir())
 
 
 # What counts as a difference for detectors: test_comparison_sees_every_difference
@@ -190,6 +204,8 @@ def test_formats_are_checked(monkeypatch):
         check_format('caffe', 'a.caffe')
     with pytest.raises(InputError, match='float16 is available in format coreml only'):
         check_format('onnx', 'a.onnx', fp16=True)
+    with pytest.raises(InputError, match='opset is for format onnx only, got coreml'):
+        check_format('coreml', 'a.mlpackage', opset=18)
     with pytest.raises(InputError, match=r'format onnx must end with \.onnx'):
         check_format('onnx', 'a.pt')
     monkeypatch.setitem(__import__('sys').modules, 'onnxscript', None)

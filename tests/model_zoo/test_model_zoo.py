@@ -22,7 +22,8 @@ from mmpretrain.apis.model import ModelHub
 from modelindex.load_model_index import load
 
 from mm_efficient.analysis import from_config
-from mm_efficient.analysis.benchmark import COLUMNS, write_results
+from mm_efficient.analysis.benchmark import COLUMNS
+from mm_efficient.analysis.results import write_results
 from mm_efficient.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from mm_efficient.models.ecoformer import kernel_hashing
 from mm_efficient.models.layers import ONEDNN_MIN_PIXELS, PointwiseConv
 from mm_efficient.models.reduceformer.reduction_attention import reduction_attention
 from mm_efficient.models.soft import gaussian_attention, newton_inverse
-from mm_efficient.models.swiftformer.additive_attention import global_query
+from mm_efficient.models.soft.area_pooling import area_pool
+from mm_efficient.models.swiftformer.additive_attention import global_query, unit
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -84,3 +85,36 @@ def test_operators_keep_float32_under_autocast(name, dtype, monkeypatch):
     half = partial(call.func, *(arg.to(dtype) if isinstance(arg, torch.Tensor) else arg
                                 for arg in call.args), **call.keywords)
     assert half().dtype == torch.float32
+
+
+def differentiable_operators():
+    """Functions of float64 tensors, with their inputs, by name."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    marks, images = random(1, 2, 4, 3), random(2, 3, 2, 3)
+    codes = random(3, 2, 5, 4).sign()
+
+    def inverse_of(invert, scale):
+        return lambda x: invert(gaussian_attention.landmark_kernel(scale * x)), [marks]
+    return dict(
+        gaussian_kernel=(gaussian_attention.gaussian_kernel,
+                         [random(1, 2, 5, 3), marks]),
+        landmark_kernel=(gaussian_attention.landmark_kernel, [marks]),
+        # Its gradient is that of an inverse, where the iteration has converged
+        regularized_inverse=inverse_of(newton_inverse.regularized_inverse, 2),
+        normalized_inverse=inverse_of(newton_inverse.normalized_inverse, 1),
+        area_pool=(lambda x: area_pool(x, 2, 2), [random(1, 3, 5, 2)]),
+        hash_attention=(partial(kernel_hashing.hash_attention, codes),
+                        [random(2, 5, 3, 4)]),
+        reduction_attention=(reduction_attention, [*random(3, 2, 3, 4, 5)]),
+        unit=(unit, [images]),
+        global_query=(global_query, [images, random(3, 1)]))
+
+
+@pytest.mark.parametrize('name', differentiable_operators())
+def test_gradients_are_right_numerically(name):
+    """The others have tests of their own; docs/reliability.md names them."""
+    function, inputs = differentiable_operators()[name]
+    assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs])

@@ -4,6 +4,7 @@ import timm
 import torch
 
 from mm_efficient.files import configs_folder
+from mm_efficient.models import base
 from mm_efficient.weights.conversion import CheckpointError
 
 SMALL = ['mm_soft_tiny', 'mm_swiftformer_xs', 'mm_lowformer_b0', 'mm_reduceformer_b1']
@@ -36,11 +37,47 @@ def test_feature_info_tells_what_comes_out(name):
 
 
 @pytest.mark.parametrize(('out_indices', 'stages'), [
-    (None, (0, 1, 2, 3)), (2, (2, 3)), ((-3, -1), (1, 3)), ([1], (1, ))])
+    (None, (0, 1, 2, 3)), (2, (2, 3)), ((-3, -1), (1, 3)), ([1], (1, )),
+    ((3, 0), (3, 0)), ((-1, 1, -1), (3, 1, 3))])
 def test_indices_as_timm_counts_them(out_indices, stages):
-    model = create('mm_swiftformer_xs', out_indices=out_indices)
-    assert model.backbone.out_indices == stages
+    model = create('mm_swiftformer_xs', out_indices=out_indices).eval()
+    assert model.backbone.out_indices == tuple(sorted({*stages}))
     assert model.feature_info.reduction() == [4 * 2**i for i in stages]
+    with torch.no_grad():
+        widths = [x.shape[1] for x in model(torch.rand(1, 3, 32, 32))]
+    assert widths == model.feature_info.channels()
+
+
+def test_what_timm_describes():
+    model = create('mm_lowformer_b0', in_chans=1)
+    assert model.default_cfg is model.pretrained_cfg
+    assert model.output_fmt == 'NCHW' and model.in_chans == 1
+    assert model.pretrained_cfg['first_conv'] == 'backbone.stem.0.0'
+    assert not {'classifier', 'num_classes'} & set(model.pretrained_cfg)
+    data = timm.data.resolve_model_data_config(model)
+    assert (data['crop_pct'], data['interpolation']) == (0.95, 'bicubic')
+
+
+def test_keywords_of_classifiers_have_no_effect():
+    model = create('mm_lowformer_b0', num_classes=7, global_pool='avg', drop_rate=0.5,
+                   pretrained_strict=True, feature_cls='list', cache_dir='nowhere',
+                   dtype=torch.bfloat16, device='meta')
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(p.is_meta for p in model.parameters())
+    assert not any(name.startswith('head') for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_checkpointing_is_switched(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(base, 'checkpoint', lambda block, x, **options: (
+        calls.append(block), block(x))[1])
+    model = create(name)
+    blocks = sum(len(stage.blocks) for stage in model.backbone.stages)
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model(torch.rand(2, 3, 64, 64))
+        assert len(calls) >= enable * blocks and bool(calls) == enable
 
 
 def test_initialisation_is_the_published_one_and_silent(capfd):
@@ -91,8 +128,12 @@ def test_weights_known_by_name_are_fetched(hub, timm_file, channels):
 
 
 @pytest.mark.parametrize(('arguments', 'error', 'message'), [
-    (dict(features_only=False), ValueError, 'pass features_only=True'),
+    (dict(out_indices=5), ValueError, 'there are 4 stages: .* got 5'),
+    (dict(out_indices=(0, 4)), ValueError, r'there are 4 stages: .* got \(0, 4\)'),
+    (dict(feature_cls='hook'), ValueError, 'create_feature_extractor'),
+    (dict(features_only=False, out_indices=1), ValueError, 'need features_only=True'),
     (dict(pretrained=True), CheckpointError, 'no weights of reduceformer_b1'),
+    (dict(pretrained=True, pretrained_strict=False), ValueError, 'completely or not'),
     (dict(pretrained_cfg='in1k'), ValueError, "has no tags, got 'in1k'"),
 ])
 def test_what_cannot_be_done_is_said(arguments, error, message):

@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset
 
-from mm_efficient.errors import ExecutionError, InputError
+from mm_efficient.errors import ExecutionError, InputError, ReportedError
 from mm_efficient.runs.failures import (
     NamedPipeline,
     SampleError,
@@ -89,3 +89,11 @@ def test_what_cannot_start_leaves_nothing(tmp_path):
             (path / 'log').mkdir()
             raise KeyError('x')
         assert (path / 'log').exists() == before and (path / LOCK).exists()
+
+
+def test_a_lost_connection_is_reported_by_the_process_that_ended():
+    message = '[gloo/transport/tcp/pair.cc:538] Read error: Connection reset by peer'
+    with pytest.raises(ReportedError), find_cause(Config(), ()):
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match='^another$'), find_cause(Config(), ()):
+        raise RuntimeError('another')

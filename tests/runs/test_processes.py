@@ -93,7 +93,8 @@ def server(tmp_path, monkeypatch):
     """Address of a server of ``tmp_path``, and what was ``requested`` from it."""
     for variable, value in dict(
             NO_PROXY='127.0.0.1', no_proxy='127.0.0.1', OMP_NUM_THREADS='1',
-            TORCH_HOME=str(tmp_path / 'cache'), PYTHONPATH=str(ROOT)).items():
+            TORCH_HOME=str(tmp_path / 'cache'), PYTHONPATH=os.pathsep.join(
+                [str(ROOT), os.environ['PYTHONPATH']])).items():
         monkeypatch.setenv(variable, value)
     monkeypatch.chdir(tmp_path)
     httpd = ThreadingHTTPServer(('127.0.0.1', 0), Handler)

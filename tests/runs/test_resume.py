@@ -7,7 +7,12 @@ import timm
 import torch
 from mmengine.hooks import Hook
 
-from mm_efficient.engine.seeding import SampleIndex, SeedSample, seed_everything
+from mm_efficient.engine.seeding import (
+    SampleIndex,
+    SeededSampler,
+    SeedSample,
+    seed_everything,
+)
 from mm_efficient.models import LowFormer
 from mm_efficient.runs import build_runner, prepare_training
 
@@ -136,6 +141,16 @@ def test_samples_follow_from_their_position():
     assert sample((0, 0, 3, 5)) == first
     for other in ((1, 0, 3, 5), (0, 1, 3, 5), (0, 0, 4, 5), (0, 0, 3, 6)):
         assert sample(other) != first
+
+
+def test_samples_do_not_depend_on_the_number_of_processes(monkeypatch):
+    def samples(rank, world_size):
+        for module in ('mmengine.dataset.sampler', 'mm_efficient.engine.seeding'):
+            monkeypatch.setattr(f'{module}.get_dist_info', lambda: (rank, world_size))
+        sampler = SeededSampler(range(8), dict(type='DefaultSampler'), seed=1)
+        return [(int(index), index.entropy) for index in sampler]
+
+    assert sorted(samples(0, 2) + samples(1, 2)) == sorted(samples(0, 1))
 
 
 def test_a_plain_index_leaves_the_random_state():

@@ -25,10 +25,10 @@ def test_table_files_and_plot(tool, tmp_path, monkeypatch, capsys, fails):
     table = [[cell.strip() for cell in line.strip('│').split('│')]
              for line in capsys.readouterr().out.splitlines() if '2 │ 64x' in line]
     for cells, row in zip(table, rows, strict=True):
-        assert float(cells[4]) == float(f'{row["median_ms"]:.4g}')
-        assert float(cells[6]) == round(row['ratio'], 3)
+        assert float(cells[5]) == float(f'{row["median_ms"]:.4g}')
+        assert float(cells[7]) == round(row['ratio'], 3)
         assert cells[-1] == '4'
-    assert table[0][6] == table[2][6] == '1.000'  # a baseline per shape
+    assert table[0][7] == table[2][7] == '1.000'  # a baseline per shape
 
     assert 'reports no accuracy' in fails(main, '--from', 'r.json', '--plot', 'p.png')
     content = json.loads((tmp_path / 'r.json').read_text())

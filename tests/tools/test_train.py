@@ -216,7 +216,7 @@ def test_two_processes(tmp_path, config):
         "model = dict(backbone=dict(arch=dict(_delete_=True, **arch)),\n"
         "             head=dict(in_channels=256, hidden_dims=(64, 64)))\n")
     env = dict(os.environ, PYTHON=sys.executable, PORT='29577', OMP_NUM_THREADS='1',
-               PYTHONPATH=str(tmp_path))
+               PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ['PYTHONPATH']]))
     done = subprocess.run(
         ['bash', ROOT / 'tools/dist_train.sh', 'recorded.py', '2', '--mini',
          '--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=2',

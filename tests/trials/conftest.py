@@ -1,19 +1,28 @@
 """Trials of the reliability of runs: slow, random, and counted.
 
-``pytest -m trials tests/trials`` prints the table of docs/reliability.md.
+``pytest -m trials tests/trials`` prints the tables of docs/reliability.md.
 """
 import os
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
-COLUMNS = ('trial', 'tried', 'clear', 'lost', 'executed')
-ROWS = []
+COLUMNS = dict(
+    test_interruptions=('tried', 'clear', 'lost'),
+    test_signals=('tried', 'clear', 'lost'),
+    test_malicious_files=('tried', 'clear', 'executed'),
+    test_distribution=('tried', 'equal', 'clear', 'lost'),
+    test_numerics=('tried', 'finite', 'close'))
+ROWS = defaultdict(list)
 
 
 @pytest.fixture
-def count():
-    """Function that adds a row to the table."""
-    return lambda *row: ROWS.append(row)
+def count(request):
+    """Function that adds a row, of the trial and what it counts, to a table."""
+    module = Path(request.module.__file__).stem
+    return lambda trial, **counted: ROWS[module].append(
+        [trial, *(counted.get(column, '') for column in COLUMNS[module])])
 
 
 @pytest.fixture(scope='session')
@@ -23,9 +32,9 @@ def seed():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the table."""
-    if ROWS:
-        terminalreporter.write_line('| ' + ' | '.join(COLUMNS) + ' |')
-        terminalreporter.write_line('|---' * len(COLUMNS) + '|')
-        for row in ROWS:
+    """Print the tables."""
+    for module, rows in ROWS.items():
+        columns = ('trial', *COLUMNS[module])
+        for row in (columns, ['---'] * len(columns), *rows):
             terminalreporter.write_line('| ' + ' | '.join(map(str, row)) + ' |')
+        terminalreporter.write_line('')

@@ -55,7 +55,7 @@ def test_sigkill(task, whole, seed, count):
             assert checkpoints(folder) == [LAST[task]]
             same += equal(Path(folder, LAST[task]), path)
     count(f'{task}: SIGKILL at random or in a write; {finished} runs resumed to their '
-          f'end, {same} bit-equal to an uninterrupted one', killed, '', lost, '')
+          f'end, {same} bit-equal to an uninterrupted one', tried=killed, lost=lost)
     assert lost == 0 and same == finished and killed == KILLS
 
 
@@ -82,8 +82,8 @@ def test_no_space(task, whole, size, count):
     clear = code == 1 and line.startswith('error: ') and 'cannot be written' in line \
         and 'is complete' in line and 'Traceback' not in output
     kept = checkpoints(folder)
-    count(f'{task}: no space for more than {size} bytes of the second checkpoint', 1,
-          int(clear), int(not kept), '')
+    count(f'{task}: no space for more than {size} bytes of the second checkpoint',
+          tried=1, clear=int(clear), lost=int(not kept))
     assert clear, output
     assert kept == [dict(seg='iter_1.pth').get(task, 'epoch_1.pth')]
     assert run(task, folder)[0] == 0 and equal(Path(folder, LAST[task]), path)
@@ -100,6 +100,6 @@ def test_moved(task, whole, count):
         assert run(task, str(target))[0] == 0
         same += equal(target / LAST[task], path)
         shutil.rmtree(target)
-    count(f'{task}: work dir renamed or moved, then resumed; {same} bit-equal', 2, '',
-          2 - same, '')
+    count(f'{task}: work dir renamed or moved, then resumed; {same} bit-equal', tried=2,
+          lost=2 - same)
     assert same == 2

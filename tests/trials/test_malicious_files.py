@@ -124,7 +124,7 @@ def test_eight_files_at_every_entry_point(folder, kind, seed, count):
              for i, (place, name, payload) in enumerate(choices)]
     tried, unclear, executed = attack(folder, files)
     count(f'malicious files, {kind}: {len(files)} files at {len(ENTRIES)} entry points',
-          tried, tried - len(unclear), '', executed)
+          tried=tried, clear=tried - len(unclear), executed=executed)
     assert executed == 0 and not unclear
 
 

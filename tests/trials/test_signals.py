@@ -23,7 +23,8 @@ TWO = ['bash', str(ROOT / 'tools/dist_train.sh'), 'soft_tiny_fpn_80k.py', '2']
 
 def start(command, iterations=LENGTH):
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT='29613',
-               PYTHONPATH=str(ROOT), PYTHONUNBUFFERED='1')
+               PYTHONUNBUFFERED='1',
+               PYTHONPATH=os.pathsep.join([str(ROOT), os.environ['PYTHONPATH']]))
     return subprocess.Popen(
         [*command, *OPTIONS, f'train_cfg.max_iters={iterations}'], env=env,
         stdout=open('log', 'w'), stderr=subprocess.STDOUT, start_new_session=True)
@@ -74,7 +75,8 @@ def test_stopped(tmp_path, monkeypatch, count, command, to, signum, code):
     clear = status == code and len(lines) == 1 and 'Traceback' not in output
     number = 'two processes' if command is TWO else 'one process'
     count(f'{signal.Signals(signum).name} to the {to}, {number}, command line; '
-          f'exit status {status}', 1, int(clear), int(checkpoint is None), '')
+          f'exit status {status}', tried=1, clear=int(clear),
+          lost=int(checkpoint is None))
     assert clear and checkpoint is not None, output[-3000:]
     begin = int(re.search(r'iter_(\d+)', checkpoint)[1])
     again = start([*command, '--allow-changes'], begin + 2)

@@ -36,7 +36,8 @@ def test_as_a_command(tmp_path, published):
     torch.save(dict(state_dict_ema=published()), source)
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(source), str(target)],
-        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        cwd=tmp_path, env=dict(os.environ, PYTHONPATH=os.pathsep.join(
+            [str(ROOT), os.environ['PYTHONPATH']])),
         capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for fact in ('SOFT', 'tiny', '13,069,056 parameters', 'state_dict_ema',
@@ -101,7 +102,10 @@ def test_tensors_of_another_kind(tmp_path, published, convert, change, message):
     source, target = tmp_path / 'soft.pth', tmp_path / 'ours.pth'
     tensors = published()
     tensors['head.weight'] = change(tensors['head.weight'])
-    torch.save(tensors, source)
+    try:
+        torch.save(tensors, source)
+    except KeyError as error:  # PyTorch 2.1 has float8, but no files of it
+        pytest.skip(str(error))
     error, _ = convert(source, target)
     assert error.startswith('error: ') and re.search(message, error)
     assert '\n' not in error and not target.exists()

@@ -6,6 +6,7 @@ import tarfile
 import types
 import zipfile
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +16,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from torch import _weights_only_unpickler
 
 from mm_efficient.weights import unpickling
 from mm_efficient.weights.checking import check_checkpoint
@@ -165,11 +167,17 @@ def test_a_config_inside_a_checkpoint_is_not_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def old_pytorch():
-    """PyTorch before 2.5, which has no list of safe globals."""
+    """PyTorch before 2.5, which has no list of safe globals, and allows less."""
+    allowed = _weights_only_unpickler._get_allowed_globals()
+    allowed = {name: each for name, each in allowed.items()
+               if name.startswith(('torch.', 'collections.OrderedDict'))
+               and name != 'torch.device'}
     serialization = types.SimpleNamespace(**{
         key: value for key, value in vars(torch.serialization).items()
         if key != 'safe_globals'})
-    with mock.patch.object(unpickling.torch, 'serialization', serialization):
+    with mock.patch.object(unpickling.torch, 'serialization', serialization), \
+            mock.patch.object(_weights_only_unpickler, '_get_allowed_globals',
+                              allowed.copy):
         yield
 
 
@@ -183,11 +191,13 @@ def test_old_pytorch(tmp_path, monkeypatch, old_pytorch, kind):
                 load_plain(path)
     assert not Path(HARM).exists()
     if kind != 'tar':
-        path = written(dict(PLACES['mmengine'](np.float32(2)), weight=torch.ones(3)),
-                       kind, tmp_path / 'good.pth')
+        plain = dict(milestones=Counter([8, 11]), epochs={1}, dtype=torch.bfloat16)
+        path = written(dict(PLACES['mmengine'](np.float32(2)), weight=torch.ones(3),
+                            **plain), kind, tmp_path / 'good.pth')
         loaded = load_plain(path)
         assert loaded['message_hub']['log_scalars']['loss'].mean() == 1
         assert loaded['meta']['x'] == 2 and loaded['weight'].sum() == 3
+        assert plain.items() <= loaded.items()
 
 
 def test_a_class_cannot_be_changed(tmp_path, old_pytorch):

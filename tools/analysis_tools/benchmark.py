@@ -12,13 +12,22 @@ them, joined with +, such as fused+channels_last+compile: fused folds batch norm
 scales (tools/deployment/fuse.py shows which), channels_last is the memory format of
 weights and images. fp16 and bf16 are automatic mixed precision inside the model.
 
-Columns: ms is the median time of a pass; ratio refers to the first row of that shape
-and batch size; min - max is its range over the rounds; MiB is the peak memory of
-tensors, weights included; deviation is the largest relative error of an output,
-compared with the eager model in fp32.
+--step train times forward and backward pass together, in training mode without
+stochastic depth, with eager or compile; MiB then includes activations and gradients,
+and deviation the gradients. Detectors of two stages run as they are exported, with box
+decoding and NMS for a fixed number of boxes.
+
+Columns: ms is the median time of a pass; ratio refers to --baseline, else to the first
+row of that shape, batch size and step; min - max is its range over the rounds; MiB is
+the peak memory of tensors, weights included; deviation is the largest relative error of
+an output, compared with the eager model in fp32.
 
 examples:
   benchmark.py timm/resnet50 swin-tiny_16xb64_in1k soft_small
+  a model of any repository, from a function without arguments that returns it:
+    benchmark.py timm/resnet50 lowformer_b0 their_repository/model.py:make_model
+  beside the models that LowFormer's authors benchmark, those of timm:
+    benchmark.py rivals lowformer --batch-size 200 --device cuda --out rivals.md
   published throughput:
     benchmark.py lowformer_b1 --device cuda --backend torchscript --batch-size 200
   the gain of fusing, memory format and compiling, at two shapes, written to files:
@@ -26,6 +35,10 @@ examples:
         --backend eager fused fused+channels_last compile --out speed.csv speed.json
   backbones at detection size:
     benchmark.py soft_tiny_retinanet_1x timm/resnet50 --backbone --shape 800x1344
+  training: time and peak memory at detection size, added to a file, and a table of it:
+    benchmark.py soft_tiny --baseline timm/resnet50 --backbone --shape 800x1344 \\
+        --step train --backend eager compile --out speed.jsonl
+    benchmark.py --from speed.jsonl --out speed.md
   reported accuracy against latency; then the plot again from the file of a run:
     benchmark.py soft_tiny resnet50_8xb32_in1k --out speed.json --plot accuracy.png
     benchmark.py --from speed.json --plot accuracy.png
@@ -47,14 +60,18 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import mm_efficient  # noqa: E402, F401
-from mm_efficient.analysis import benchmark, image_shape  # noqa: E402
+from mm_efficient.analysis import benchmark, image_shape, results  # noqa: E402
 from mm_efficient.analysis.accuracy_plot import plot_accuracy  # noqa: E402
+from mm_efficient.analysis.backends import DTYPES, STEPS  # noqa: E402
+from mm_efficient.analysis.models import expand_groups  # noqa: E402
+from mm_efficient.analysis.tables import read_published  # noqa: E402
 from mm_efficient.errors import InputError, error_line  # noqa: E402
 from mm_efficient.files import check_output  # noqa: E402
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure  # noqa: E402
 
 DEFAULTS = vars(benchmark.BenchmarkConfig())
-CELLS = {'model': '{model}', 'backend': '{backend} {dtype}', 'batch': '{batch_size}',
+CELLS = {'model': '{model}', 'backend': '{backend} {dtype}', 'step': '{step}',
+         'batch': '{batch_size}',
          'shape': '{height}x{width}', 'ms': '{median_ms:.4g}',
          'images/s': '{images_per_s:.4g}', 'ratio': '{ratio:.3f}',
          'min - max': '{ratio_min:.2f} - {ratio_max:.2f}', 'MiB': '{peak_mib:.0f}',
@@ -80,6 +97,7 @@ def parse_args(argv=None):
     add_run_options(parser.add_argument, positive(int))
     add_other_options(parser.add_argument, positive(int))
     args = parser.parse_args(argv)
+    args.models = expand_groups(args.models)
     if bool(args.models) == bool(args.source):
         parser.error('expected either models to time, or --from FILE with the results '
                      'of a run')
@@ -90,12 +108,19 @@ def add_run_options(add, count):
     """What to time."""
     add('models', nargs='*', metavar='MODEL',
         help='variant (soft_small), config file or name of a config, MMPretrain model '
-        '(resnet50_8xb32_in1k) or timm model (resnet50, timm/resnet50)')
+        '(resnet50_8xb32_in1k) or timm model (resnet50, timm/resnet50); '
+        'FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a model; a family '
+        '(lowformer) for all its variants; rivals, for what LowFormer was compared '
+        'with')
+    add('--baseline', metavar='MODEL', help='model that ratios refer to, eager in fp32 '
+        '(default: the first model, in the first backend)')
     add('--backend', dest='backends', nargs='+', default=['eager'], metavar='BACKEND',
         help='eager, compile, torchscript, onnxruntime, fused, ..., see above '
         '(default: eager)')
     add('--dtype', dest='dtypes', nargs='+', default=['fp32'],
-        choices=['fp32', 'fp16', 'bf16'], help='(default: fp32)')
+        choices=[*DTYPES], help='(default: fp32)')
+    add('--step', dest='steps', nargs='+', default=['forward'], choices=STEPS,
+        help='inference, or forward and backward in training mode (default: forward)')
     add('--batch-size', dest='batch_sizes', nargs='+', type=count, default=[1],
         metavar='N', help='images per pass (default: 1)')
     add('--shape', dest='shapes', nargs='+', type=image_shape, default=[(224, 224)],
@@ -113,12 +138,16 @@ def add_other_options(add, count):
     add('--warmup', type=count, help='warm-up passes (default: %(default)s)')
     add('--rounds', type=count, help='interleaved rounds that the passes are spread '
         'over (default: %(default)s)')
-    add('--out', nargs='+', default=[], metavar='FILE', help='.csv and .json files')
+    add('--out', nargs='+', default=[], metavar='FILE',
+        help='.csv, .json, .jsonl (added to a file that is there) and .md (a table of '
+        'the ratios) files')
+    add('--published', metavar='FILE', help='ratios of published implementations for '
+        'the .md table, such as docs/benchmark/published.json')
     add('--plot', metavar='FILE', help='plot top-1 accuracy against latency, for '
         'models whose metadata reports it; for others, set top1_reported in the .json '
         f'file of the run and use --from ({", ".join(FIGURE_SUFFIXES)})')
     add('--from', dest='source', metavar='FILE',
-        help='show, plot or convert the .json file of a run; times nothing')
+        help='show, plot or convert the .json or .jsonl file of runs; times nothing')
 
 
 def check_plot(accuracies):
@@ -134,9 +163,12 @@ def time_models(args):
     if args.plot:
         check_plot(map(benchmark.reported_top1, args.models))
     config = benchmark.BenchmarkConfig(**{key: getattr(args, key) for key in DEFAULTS})
-    runs = [benchmark.BenchmarkRun(*names, batch_size, *shape)
-            for shape, batch_size, *names in itertools.product(
-                args.shapes, args.batch_sizes, args.models, args.backends, args.dtypes)]
+    names = [*itertools.product(args.models, args.backends, args.dtypes)]
+    if args.baseline:
+        names.insert(0, (args.baseline, 'eager', 'fp32'))
+    runs = [benchmark.BenchmarkRun(*each, batch_size, *shape, step)
+            for shape, batch_size, step in itertools.product(
+                args.shapes, args.batch_sizes, args.steps) for each in names]
     return benchmark.run_benchmark(runs, config), config.settings()
 
 
@@ -148,14 +180,14 @@ def print_rows(rows, settings):
         table.add_column(column, overflow='fold', no_wrap=i > 1,
                          justify='right' if i > 1 else 'left')
     for _, group in itertools.groupby(rows, lambda row: (
-            row['batch_size'], row['height'], row['width'])):
+            row['batch_size'], row['height'], row['width'], row['step'])):
         for row in group:
             known = {key: math.nan if value is None else value
                      for key, value in row.items()}
             cells = [cell.format(**known) for cell in CELLS.values()]
             table.add_row(*('-' if cell == 'nan' else cell for cell in cells))
         table.add_section()
-    Console(width=max(Console().width, 125)).print(table)
+    Console(width=max(Console().width, 135)).print(table)
 
 
 def main(argv=None):
@@ -164,14 +196,15 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     with error_line():
         for path in args.out:
-            check_output(path, ['.csv', '.json'])
+            check_output(path, results.SUFFIXES)
+        published = read_published(args.published) if args.published else None
         if args.plot:
             check_output(args.plot, FIGURE_SUFFIXES)
-        rows, settings = (benchmark.read_results(args.source) if args.source
+        rows, settings = (results.read_results(args.source) if args.source
                           else time_models(args))
         print_rows(rows, settings)
         for path in args.out:
-            benchmark.write_results(path, rows, settings)
+            results.write_results(path, rows, settings, published)
         if args.plot:
             check_plot(row['top1_reported'] for row in rows)
             save_figure(plot_accuracy(rows, settings), args.plot)

@@ -73,6 +73,9 @@ def parse_args(argv=None):
     parser.add_argument('--fp16', action='store_true',
                         help='Core ML only: export in float16, which the Neural Engine '
                         'needs (SwiftFormer and LowFormer)')
+    parser.add_argument('--opset', type=int, metavar='N',
+                        help='ONNX only: version of the operators, at least 18 for '
+                        "most models (default: PyTorch's)")
     parser.add_argument('--no-fuse', dest='fuse', action='store_false',
                         help='do not fuse batch norms and layer scales')
     parser.add_argument('--image', metavar='PATH',
@@ -119,7 +122,7 @@ def main(argv=None):
         check_output(args.out, SUFFIXES.values())
         format = args.format or next(
             name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
-        check_format(format, args.out, args.fp16)
+        check_format(format, args.out, args.fp16, args.opset)
         files = find_images(args.image) if args.image else []
         options = args.cfg_options or {}
         cfg = load_config(args.config, options, args.mini,
@@ -134,6 +137,7 @@ def main(argv=None):
             result = export(
                 model, args.out, images, format=format, backbone=args.backbone,
                 fused=args.fuse, static=args.static, fp16=args.fp16,
+                opset=args.opset,
                 metadata={'config': args.config, **metadata}, progress=status.update)
     console.print(f'weights: {metadata["weights"]}')
     print_result(result, console)

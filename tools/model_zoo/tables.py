@@ -6,8 +6,8 @@ from pathlib import Path
 from metafiles import FAMILIES, Entry
 
 from mm_efficient.analysis import complexity, find_model
-from mm_efficient.analysis.benchmark import read_results
 from mm_efficient.analysis.models import INPUT_SHAPES
+from mm_efficient.analysis.results import read_results
 from mm_efficient.errors import InputError
 from mm_efficient.weights import Family
 

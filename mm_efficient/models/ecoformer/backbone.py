@@ -24,7 +24,7 @@ The attention of stages 1 to 3 averages over tokens, so nothing drifts with imag
 and ``pretrain_size`` has no effect. Attention is global, so padding takes part in it.
 """
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,14 +130,14 @@ class EcoFormer(PyramidBackbone):
     def _add_output_norms(self) -> None:
         """Add norms between stages and returned feature maps, if any."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature pyramid, see :class:`PyramidBackbone`.
+    def run_stages(self, x: Tensor, indices: Container[int]) -> list[Any]:
+        """Run all stages, see :class:`PyramidBackbone`.
 
         Raises:
             RuntimeError: If the hash functions are not fitted.
         """
         self._check_fitted()
-        return super().forward(x)
+        return super().run_stages(x, indices)
 
     def _init_from_scratch(self) -> None:
         """Initialise as published; hash functions are left alone."""

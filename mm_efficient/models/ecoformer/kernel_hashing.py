@@ -42,7 +42,8 @@ def anchor_kernel(query: Tensor, anchors: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=anchors.dtype)
         # -|z - a|^2 / 2 = z . a - (1 + |a|^2) / 2
         offset = 1 + anchors.square().sum(-1)[:, None]  # (H, 1, m)
-        exponent = torch.baddbmm(offset, flat / norm.clamp_min(EPS),
+        # EPS as a literal: compilers take a global float for an input of the graph
+        exponent = torch.baddbmm(offset, flat / norm.clamp_min(1e-12),
                                  anchors.transpose(1, 2), beta=-0.5)
         exponent = exponent.unflatten(1, query.shape[:2])  # (H, B, N, m)
         sigma = -2 * exponent.mean((2, 3), keepdim=True)

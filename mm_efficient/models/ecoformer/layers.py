@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmpretrain.models.utils import MultiheadAttention
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token, softmax_rows
@@ -18,6 +19,7 @@ NUM_ANCHORS = 25  # per head
 NUM_BITS = 16
 
 
+@register_notrace_module
 class HashAttention(nn.Module):
     """Attention with binary codes; queries serve as keys.
 
@@ -115,6 +117,7 @@ class HashAttention(nn.Module):
             buffer.copy_(value)
 
 
+@register_notrace_module
 class SoftmaxAttention(MultiheadAttention):
     """Softmax attention between all tokens of a feature map."""
 

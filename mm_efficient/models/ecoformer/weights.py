@@ -174,15 +174,10 @@ class EcoFormerFamily(Family):
         arch = self._arch(body, names, tensors)
         return Layout(
             arch=arch,
-            model=dict(
-                type='ImageClassifier',
-                backbone=dict(type=body.backbone.__name__, arch=arch,
-                              attention='hash' if attention == 'hash' else 'softmax'),
-                neck=dict(type='GlobalAveragePooling'),
-                head=dict(type='LinearClsHead',
-                          in_channels=body.backbone.ARCHS[arch]['embed_dims'][-1],
-                          num_classes=num_classes(tensors, 'head.weight',
-                                                  'head.bias'))),
+            model=self.classifier(
+                dict(type=body.backbone.__name__, arch=arch,
+                     attention='hash' if attention == 'hash' else 'softmax'),
+                num_classes(tensors, 'head.weight', 'head.bias')),
             sources=lambda target: _source(names, tensors, target),
             variants=(f'{body.prefix}_{arch}', ),
             layout=layout,

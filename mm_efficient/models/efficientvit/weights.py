@@ -4,9 +4,13 @@ Names: https://github.com/mit-han-lab/efficientvit (Apache-2.0), commit 3ecf6f8.
 """
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from ...weights.family import Family
+
+NARROW, WIDE = (1536, 1600), (2304, 2560)  # hidden_dims of the published heads
 _CONVOLUTIONS = dict(spatial='spatial_conv', expand='inverted_conv',
                      depthwise='depth_conv', project='point_conv')
 _HEAD = {
@@ -58,6 +62,25 @@ def block_counts(names: Iterable[str]) -> tuple[int, ...]:
                  for stage in '0123')
 
 
+class EfficientViTFamily(Family):
+    """A family whose classifiers have the head of EfficientViT.
+
+    Attributes:
+        wide (tuple[str]): Archs with a wider head.
+    """
+
+    wide: tuple[str, ...] = ()
+
+    def classifier(self, backbone: Mapping[str, Any], classes: int = 1000) -> dict:
+        """See :meth:`Family.classifier`; the head takes the feature map."""
+        cfg = super().classifier(backbone, classes)
+        del cfg['neck']
+        cfg['head'].update(
+            type='EfficientViTClsHead',
+            hidden_dims=WIDE if backbone['arch'] in self.wide else NARROW)
+        return cfg
+
+
 def head_settings(tensors: Mapping[str, Tensor],
                   rename: Callable[[str], str] = str) -> dict:
     """Read the sizes of the classification head.
@@ -75,5 +98,5 @@ def head_settings(tensors: Mapping[str, Tensor],
         tensor = tensors.get(rename(f'head.op_list.{name}.weight'))
         return default if tensor is None or tensor.ndim == 0 else tensor.shape[0]
 
-    return dict(hidden_dims=(width('0.conv', 1536), width('2.linear', 1600)),
+    return dict(hidden_dims=(width('0.conv', NARROW[0]), width('2.linear', NARROW[1])),
                 num_classes=width('3.linear', 1000))

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmpretrain.registry import MODELS
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token
@@ -178,6 +179,7 @@ def lowformer_block(embed_dims: int, kernel_size: int, stride: int, attention: b
         (name, Residual(body, drop_path_rate)) for name, body in branches.items()))
 
 
+@register_notrace_module
 class GlobalNorm(nn.GroupNorm):
     """Group norm with one group, which keeps type and memory layout on any device.
 
@@ -206,6 +208,7 @@ def _channels_last_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
     return torch.addcmul(bias, x, weight).permute(0, 3, 1, 2)
 
 
+@register_notrace_module
 class ConvAttention(nn.Module):
     """Softmax attention between two convolutions ("Lowtention").
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 
 from ...weights.family import (
-    Family,
     Layout,
     Reported,
     Source,
@@ -17,7 +16,12 @@ from ...weights.family import (
     register_family,
     top1,
 )
-from ..efficientvit.weights import block_counts, head_settings, published_name
+from ..efficientvit.weights import (
+    EfficientViTFamily,
+    block_counts,
+    head_settings,
+    published_name,
+)
 from .backbone import LowFormer
 
 _BLOCK = {
@@ -76,7 +80,7 @@ REPORTED = Reported(
 
 
 @register_family
-class LowFormerFamily(Family):
+class LowFormerFamily(EfficientViTFamily):
     """LowFormer: published names, those of its TorchScript head, timm's."""
 
     name = 'LowFormer'
@@ -90,6 +94,8 @@ class LowFormerFamily(Family):
                 for arch in LowFormer.ARCHS}
     downloads = {f'lowformer_{arch}': f'timm/lowformer_{arch}.in1k'
                  for arch in LowFormer.ARCHS if arch != 'b2'}  # timm has no b2
+    crops = dict.fromkeys(variants, 0.95)
+    wide = ('b15', 'b2', 'e1')
     reported = REPORTED
 
     def recognise(self, tensors: Tensors) -> Layout | None:
@@ -99,18 +105,15 @@ class LowFormerFamily(Family):
             return None
         arch = self._arch(tensors, rename)
         settings = LowFormer.ARCHS[arch]
+        model = self.classifier(dict(type='LowFormer', arch=arch))
+        model['head'].update(head_settings(tensors, rename))
         notes = []
         if arch == 'b2':
             notes.append('the authors published no results for b2 and define it in '
                          'several ways; this is the one that timm has')
         return Layout(
             arch=arch,
-            model=dict(
-                type='ImageClassifier',
-                backbone=dict(type='LowFormer', arch=arch),
-                head=dict(type='EfficientViTClsHead',
-                          in_channels=settings['embed_dims'][-1],
-                          **head_settings(tensors, rename))),
+            model=model,
             sources=lambda target: Source((rename(_name(target, settings['mlp'])), )),
             variants=(f'lowformer_{arch}', ),
             layout=layout,

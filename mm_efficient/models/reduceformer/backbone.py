@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import torch
 from mmpretrain.registry import MODELS
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token
@@ -151,6 +152,7 @@ def reduceformer_block(embed_dims: int, pretrain_tokens: int | None,
         local=Residual(inverted_block(embed_dims, embed_dims), drop_path_rate)))
 
 
+@register_notrace_module
 class ReductionAttention(nn.Module):
     """Attention by sums over the projections and over a depthwise convolution of them.
 

@@ -7,7 +7,6 @@ import re
 
 from ...weights.family import (
     CheckpointError,
-    Family,
     Layout,
     Reported,
     Source,
@@ -15,7 +14,12 @@ from ...weights.family import (
     register_family,
     top1,
 )
-from ..efficientvit.weights import block_counts, head_settings, published_name
+from ..efficientvit.weights import (
+    EfficientViTFamily,
+    block_counts,
+    head_settings,
+    published_name,
+)
 from .backbone import ReduceFormer
 
 _BLOCK = {
@@ -47,7 +51,7 @@ REPORTED = Reported(
 
 
 @register_family
-class ReduceFormerFamily(Family):
+class ReduceFormerFamily(EfficientViTFamily):
     """ReduceFormer, and EfficientViT's names where they mean another operator."""
 
     name = 'ReduceFormer'
@@ -59,6 +63,8 @@ class ReduceFormerFamily(Family):
     variants = {f'reduceformer_{arch}': dict(type='ReduceFormer', arch=arch)
                 for arch in ReduceFormer.ARCHS}
     dense = dict(pretrain_size=224)
+    crops = dict(reduceformer_b1=0.95, reduceformer_b2=1., reduceformer_b3=1.)
+    wide = ('b2', 'b3')
     reported = REPORTED
 
     def recognise(self, tensors: Tensors) -> Layout | None:
@@ -74,14 +80,11 @@ class ReduceFormerFamily(Family):
             tuple(settings['depths']): arch
             for arch, settings in ReduceFormer.ARCHS.items()},
             'blocks after the first of every stage')
+        model = self.classifier(dict(type='ReduceFormer', arch=arch))
+        model['head'].update(head_settings(tensors))
         return Layout(
             arch=arch,
-            model=dict(
-                type='ImageClassifier',
-                backbone=dict(type='ReduceFormer', arch=arch),
-                head=dict(type='EfficientViTClsHead',
-                          in_channels=ReduceFormer.ARCHS[arch]['embed_dims'][-1],
-                          **head_settings(tensors))),
+            model=model,
             sources=lambda target: Source((_name(target), )),
             variants=(f'reduceformer_{arch}', ))
 

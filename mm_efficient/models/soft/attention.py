@@ -1,6 +1,7 @@
 """SOFT's attention through landmarks; see :mod:`.backbone`."""
 import torch
 import torch.nn.functional as F
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token
@@ -37,6 +38,7 @@ class LandmarkInverse(nn.Module):
         return self.invert(kernel)
 
 
+@register_notrace_module
 class SOFTAttention(nn.Module):
     """Gaussian-kernel attention through landmarks, plus a convolution of the values.
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmpretrain.models.utils import MultiheadAttention
 from mmpretrain.registry import MODELS
+from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
@@ -58,8 +59,9 @@ class SOFT(PyramidBackbone):
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (int | Sequence[int]): Stages to return.
             Defaults to (3, ).
-        out_type (str): 'featmap' to return feature maps, or 'cls_token' to return
-            the class token, (B, C), for a linear head; the latter needs
+        out_type (str): 'featmap' to return feature maps, 'cls_token' to return the
+            class token, (B, C), for a linear head, or 'raw' for all tokens, (B, 1 + h
+            w, C), the class token first, as in MMPretrain. The latter two need
             ``out_indices=(3, )``. Defaults to 'featmap'.
         pretrain_size (int, optional): Image side in pixels during pre-training,
             published: 224. If given, larger images get no more landmarks than an
@@ -144,11 +146,11 @@ class SOFT(PyramidBackbone):
         self._freeze_stages()
 
     def _check_choices(self, out_type: str, drop_type: str) -> None:
-        if out_type not in ('featmap', 'cls_token'):
-            raise ValueError("out_type must be 'featmap' or 'cls_token', got "
+        if out_type not in ('featmap', 'cls_token', 'raw'):
+            raise ValueError("out_type must be 'featmap', 'cls_token' or 'raw', got "
                              f'{out_type!r}')
-        if out_type == 'cls_token' and self.out_indices != (3, ):
-            raise ValueError("out_type='cls_token' needs out_indices=(3, ), got "
+        if out_type != 'featmap' and self.out_indices != (3, ):
+            raise ValueError(f'out_type={out_type!r} needs out_indices=(3, ), got '
                              f'{self.out_indices}')
         if drop_type not in ('dropout', 'drop_path'):
             raise ValueError("drop_type must be 'dropout' or 'drop_path', got "
@@ -163,6 +165,8 @@ class SOFT(PyramidBackbone):
         class_token, x = x  # (B, C), (B, h, w, C)
         if self.out_type == 'cls_token':
             return self.norm(class_token)
+        if self.out_type == 'raw':
+            return self.norm(torch.cat([class_token[:, None], x.flatten(1, 2)], 1))
         return self.norm(x).permute(0, 3, 1, 2)
 
     def _init_from_scratch(self) -> None:
@@ -246,6 +250,7 @@ class ClassTokenStage(nn.Module):
         return x[:, 0], x[:, 1:].reshape(shape)
 
 
+@register_notrace_function
 def resize_position(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a square position embedding bilinearly, as the original does.
 
@@ -288,6 +293,7 @@ class SOFTBlock(nn.Module):
         return self.norm2(x + self.drop(self.mlp(x)))
 
 
+@register_notrace_module
 class ClassTokenAttention(MultiheadAttention):
     """Softmax attention between a class token, which comes first, and all others."""
 

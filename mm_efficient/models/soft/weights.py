@@ -4,6 +4,8 @@ Names and shapes: https://github.com/fudan-zvg/SOFT (MIT License), commit
 d3febc3. SOFT and SOFT-Norm files have the same names and shapes.
 """
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -93,7 +95,14 @@ class SOFTFamily(Family):
            for arch in ('Tiny', 'Small', 'Medium', 'Large')}
     }
     entries = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+    crops = dict.fromkeys(variants, 0.9)
     reported = REPORTED
+
+    def classifier(self, backbone: Mapping[str, Any], classes: int = 1000) -> dict:
+        """See :meth:`Family.classifier`; the head takes the class token."""
+        cfg = super().classifier(dict(backbone, out_type='cls_token'), classes)
+        del cfg['neck']
+        return cfg
 
     def recognise(self, tensors: Tensors) -> Layout | None:
         """See :meth:`Family.recognise`."""
@@ -108,12 +117,8 @@ class SOFTFamily(Family):
             notes.append(f'set model.backbone.arch={arch} in these configs')
         return Layout(
             arch=arch,
-            model=dict(
-                type='ImageClassifier',
-                backbone=dict(type='SOFT', arch=arch, out_type='cls_token'),
-                head=dict(type='LinearClsHead', in_channels=512,
-                          num_classes=num_classes(tensors, 'head.weight',
-                                                  'head.bias'))),
+            model=self.classifier(dict(type='SOFT', arch=arch), num_classes(
+                tensors, 'head.weight', 'head.bias')),
             sources=_sources,
             variants=(f'soft_{name}', f'soft_{name}_norm'),
             notes=notes)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..layers import autocast_disabled, in_float32
 
-EPS = 1e-12  # lower bound on a norm, as in F.normalize
-
 
 def unit(x: Tensor) -> Tensor:
     """Scale vectors to unit length, in float32 without a cast of their own.
@@ -25,7 +23,9 @@ def unit(x: Tensor) -> Tensor:
     with autocast_disabled(x):
         norm = torch.linalg.vector_norm(
             x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        return x / norm.clamp_min(EPS)
+        # The bound of F.normalize, a literal: compilers take a global float for an
+        # input of the graph
+        return x / norm.clamp_min(1e-12)
 
 
 @in_float32

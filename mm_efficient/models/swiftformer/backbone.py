@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmpretrain.registry import MODELS
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -221,6 +222,7 @@ class EncoderBlock(nn.Module):
             self.attn_scale = self.mlp_scale = None
 
 
+@register_notrace_module
 class AdditiveAttention(nn.Module):
     """Efficient additive attention with one head.
 

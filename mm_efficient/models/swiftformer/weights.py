@@ -4,7 +4,8 @@ Names and shapes: https://github.com/Amshaker/SwiftFormer (Apache-2.0), commit
 4aa6cd6; timm 1.0.31 (Apache-2.0).
 """
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,13 @@ class SwiftFormerFamily(Family):
     entries = ('model', 'state_dict', 'model_ema', 'state_dict_ema')
     reported = REPORTED
 
+    def classifier(self, backbone: Mapping[str, Any], classes: int = 1000) -> dict:
+        """See :meth:`Family.classifier`; the head has two linear layers."""
+        cfg = super().classifier(backbone, classes)
+        del cfg['neck']
+        cfg['head']['type'] = 'DistilledClsHead'
+        return cfg
+
     def recognise(self, tensors: Tensors) -> Layout | None:
         """See :meth:`Family.recognise`."""
         layout = self._layout(tensors)
@@ -110,13 +118,8 @@ class SwiftFormerFamily(Family):
 
         return Layout(
             arch=arch,
-            model=dict(
-                type='ImageClassifier',
-                backbone=dict(type='SwiftFormer', arch=arch),
-                head=dict(
-                    type='DistilledClsHead',
-                    in_channels=SwiftFormer.ARCHS[arch]['embed_dims'][-1],
-                    num_classes=num_classes(tensors, 'head.weight', 'head.bias'))),
+            model=self.classifier(dict(type='SwiftFormer', arch=arch), num_classes(
+                tensors, 'head.weight', 'head.bias')),
             sources=sources,
             variants=(f'swiftformer_{arch}', ),
             layout=layout)

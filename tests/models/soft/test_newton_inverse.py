@@ -108,3 +108,18 @@ def test_one_landmark_is_deterministic():
     """A A = 1 sits on the edge of convergence; the result is exactly zero."""
     kernel = landmark_kernel(torch.rand(1, 2, 1, 32))
     assert (ops.normalized_inverse(kernel) == 0).all()
+
+
+@pytest.mark.parametrize('family', [ops.regularized_inverse, ops.normalized_inverse])
+@pytest.mark.parametrize('norm', [0, 300, 3000, 1e6])
+def test_nearly_equal_landmarks_of_any_norm(family, norm):
+    """tests/trials has more. The counts and the layout make products asymmetric."""
+    generator = torch.Generator().manual_seed(0)
+    for count in (3, 11, 50):
+        noise = torch.randn(32, count, generator=generator)
+        landmarks = (norm * noise[:, :1] / noise[:, :1].norm() + 1e-3 * noise).T
+        landmarks = landmarks[None, None].requires_grad_()
+        inverse = family(landmark_kernel(landmarks))
+        inverse.square().sum().backward()
+        assert inverse.isfinite().all() and inverse.abs().max() < 200
+        assert landmarks.grad.isfinite().all()

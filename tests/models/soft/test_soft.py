@@ -139,11 +139,11 @@ def test_inverses_match_the_published_code(case):
 
 def test_classification_and_dense_prediction_share_parameters():
     keys = {out_type: set(SOFT('tiny', out_type=out_type).state_dict())
-            for out_type in ('featmap', 'cls_token')}
-    assert keys['featmap'] == keys['cls_token']
+            for out_type in ('featmap', 'cls_token', 'raw')}
+    assert keys['featmap'] == keys['cls_token'] == keys['raw']
     with pytest.raises(ValueError, match='cls_token'):
         SOFT('tiny', out_type='cls_token', out_indices=(2, 3))
-    with pytest.raises(ValueError, match="'featmap' or 'cls_token'"):
+    with pytest.raises(ValueError, match="'featmap', 'cls_token' or 'raw'"):
         SOFT('tiny', out_type='map')
     with pytest.raises(ValueError, match="'dropout' or 'drop_path'"):
         SOFT('tiny', drop_type='path')

@@ -1,0 +1,75 @@
+"""Files with results of the benchmark."""
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import whole_file
+from .benchmark import COLUMNS, BenchmarkRun
+from .tables import ratio_table
+
+SUFFIXES = ('.csv', '.json', '.jsonl', '.md')
+
+
+def write_results(path: str | Path, rows: Sequence[dict], settings: dict[str, Any],
+                  published: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    """Write results to a file.
+
+    Args:
+        path (str | Path): Name that ends in .csv, .json, .jsonl or .md. JSON includes
+            the settings. JSON Lines, with a row each, are appended to the file if it
+            exists. For Markdown see :func:`~.tables.ratio_table`.
+        rows (Sequence[dict]): From :func:`~.benchmark.run_benchmark`.
+        settings (dict): From :meth:`~.benchmark.BenchmarkConfig.settings`.
+        published (Mapping, optional): From :func:`~.tables.read_published`, for
+            Markdown. Defaults to None.
+    """
+    before = ''
+    if Path(path).suffix == '.jsonl' and Path(path).exists():
+        before = Path(path).read_text(encoding='utf-8')
+    with whole_file(path) as draft, open(draft, 'w', newline='', encoding='utf-8') as f:
+        if draft.suffix == '.csv':
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        elif draft.suffix == '.md':
+            f.write(ratio_table(rows, published or {}))
+        elif draft.suffix == '.jsonl':
+            f.write(before)
+            for row in rows:
+                f.write(json.dumps(dict(row, settings=settings)) + '\n')
+        else:
+            json.dump(dict(settings=settings, results=rows), f, indent=1)
+            f.write('\n')
+
+
+def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
+    """Read results from JSON or JSON Lines.
+
+    Args:
+        path (str | Path): File of :func:`write_results`.
+
+    Returns:
+        tuple[list[dict], dict]: Rows, of those for the same run in a file of JSON Lines
+        the last one; and settings, of the last run.
+
+    Raises:
+        InputError: If it is not such a file.
+    """
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+        if Path(path).suffix == '.jsonl':
+            rows = [json.loads(line) for line in text.splitlines()]
+            settings = rows[-1]['settings']
+        else:
+            content = json.loads(text)
+            rows, settings = content['results'], content['settings']
+        found = {tuple(row[key] for key in BenchmarkRun._fields):
+                 {key: row[key] for key in COLUMNS} for row in rows}
+        return [*found.values()], settings
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise InputError(
+            f'{path} is not a result file ({type(error).__name__}: {error}); expected '
+            'JSON written by benchmark.py --out.') from None
