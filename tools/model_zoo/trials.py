@@ -50,7 +50,10 @@ def trial_config(cfg: Config) -> Config:
                 part[key] = None
         if 'size' in part and type_name(part) == 'SegDataPreProcessor':
             part['size'] = max(SIZES)
-        part.pop('batch_augments', None)
+        if type_name(part) == 'PPYOLOEDetDataPreprocessor':  # stacks the images
+            part['batch_augments'][0].update(random_size_range=(96, 96), interval=1)
+        else:
+            part.pop('batch_augments', None)
         for key, most in _FEWER.items():  # proposals, RoIs, points, queries
             if isinstance(part.get(key), int) and part[key] > most and not (
                     key == 'max_per_img' and 'nms_pre' not in part):
@@ -222,16 +225,17 @@ def _yolo_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
         return data
     return yolov5_collate([
         dict(inputs=image, data_samples=sample)
-        for image, sample in zip(data['inputs'], data['data_samples'])])
+        for image, sample in zip(data['inputs'], data['data_samples'])
+    ], use_ms_training=type_name(cfg.model.data_preprocessor).startswith('PPYOLOE'))
 
 
 def _rotated_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
     from mmrotate.testing import demo_mm_inputs
     data = demo_mm_inputs(BATCH, (3, *size), num_items=[3] * BATCH,
                           num_classes=_num_classes(cfg), use_box_type=True,
-                          use_qbox=any(
-                              (step.get('box_type_mapping') or {}).get('gt_bboxes')
-                              == 'qbox' for step in nested_dicts(cfg.train_dataloader)))
+                          use_qbox=not any(
+                              'gt_bboxes' in (step.get('box_type_mapping') or {})
+                              for step in nested_dicts(cfg.train_dataloader)))
     for sample in data['data_samples']:
         sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
     return data
