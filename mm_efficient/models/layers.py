@@ -21,9 +21,18 @@ ONEDNN_MIN_PIXELS = 128
 is_compiling: Callable[[], bool] = getattr(
     torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
 
+BEFORE_PYTORCH_2_4 = torch.__version__ < '2.4'
+
 # torch.fx knows neither sizes nor types: modules that depend on them are leaves of
 # timm's tracer
 register_notrace_module(DropPath)
+
+
+def _is_autocast_enabled(device: str) -> bool:
+    if not BEFORE_PYTORCH_2_4:
+        return torch.is_autocast_enabled(device)
+    return (torch.is_autocast_cpu_enabled() if device == 'cpu'
+            else torch.is_autocast_enabled())
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager:
@@ -36,11 +45,7 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager:
         AbstractContextManager: A null context if autocast is off already, because an
         ExportedProgram that contains an autocast context cannot be saved.
     """
-    try:
-        enabled = x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
-    except TypeError:  # before PyTorch 2.4
-        enabled = True
-    if not enabled:
+    if x.device.type == 'meta' or not _is_autocast_enabled(x.device.type):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
