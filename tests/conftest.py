@@ -28,7 +28,8 @@ OPTIONAL = ('cuda', 'slow', 'trials', 'zoo')
 LARGER = re.compile(r'soft_(small|medium|large|huge)|pvtv2_b[234]|pvt_b[234]'
                     r'|swiftformer_l|(lowformer_|^)(b2|b3|e3)|reduceformer_b[23]')
 REPEATED = {'test_matches_the_published_code', 'test_agrees_with_timm',
-            'test_reference_figures'}
+            'test_reference_figures', 'test_every_published_variant_is_recognised',
+            'test_every_tensor_of_a_file_in_checkpoints_is_loaded'}
 
 
 def selects(mark, arguments):

@@ -12,18 +12,24 @@ from mmengine.runner.checkpoint import save_checkpoint
 from mm_efficient.datasets import mini
 
 DENSE = [name for name in EXAMPLES if LEAVES[name].task != 'cls']
-# Classifiers, of one resolution each, and one detector and one segmentor per backbone
-# class, of either method in turn: heads are the same for all, and test_configs.py
-# builds every model
+
+
+def dense(variant, task):
+    """Both methods of a variant in a task."""
+    return [name for name in DENSE if LEAVES[name][:3] == (variant, '', task)]
+
+
+# Classifiers, of one resolution each, and a detector or a segmentor per backbone class,
+# of the four methods in turn: heads are the same for all, and test_configs.py builds
+# every model
 TRAINED = [name for name in EXAMPLES
            if LEAVES[name].task == 'cls' and not re.search(r'_r\d+_', name)]
-for _i, _variant in enumerate(EXAMPLE_OF.values()):
-    for _task in ('det', 'seg'):
-        TRAINED.append([name for name in DENSE
-                        if LEAVES[name][:3] == (_variant, '', _task)][_i % 2])
+TRAINED += [dense(variant, ('det', 'seg')[i % 2])[i // 2 % 2]
+            for i, variant in enumerate(EXAMPLE_OF.values())]
 
 
-@pytest.mark.parametrize('name', [n for n in TRAINED if LEAVES[n].task == 'det'])
+@pytest.mark.parametrize('name', [
+    dense(variant, 'det')[0] for variant in EXAMPLE_OF.values()])
 def test_classifier_checkpoint_initialises_dense_model(name, tmp_path):
     leaf = LEAVES[name]
     torch.manual_seed(0)

@@ -32,6 +32,7 @@ EXPORTS = [
     pytest.param('det/lowformer_b0_maskrcnn_1x', 'onnx', marks=pytest.mark.slow),
     pytest.param('seg/swiftformer_xs_upernet_160k', 'onnx', marks=pytest.mark.slow),
     pytest.param('cls/ecoformer_pvt_b0_30e', 'onnx', marks=pytest.mark.slow),
+    pytest.param('cls/reduceformer_b1_300e', 'onnx', marks=pytest.mark.slow),
     ('seg/swiftformer_xs_fpn_40k', 'onnx'),
     ('det/soft_tiny_retinanet_1x', 'torchscript'),
     ('cls/ecoformer_twins_s_30e', 'torchscript'),

@@ -91,6 +91,7 @@ def run_slurm(script, folder):
     ]
 
 
+@pytest.mark.slow  # tests/tools has two processes that end with the same weights
 def test_two_processes_average_gradients_and_fit_once(tmp_path, cpu_only):
     """As Slurm starts them; tests/tools has two processes of PyTorch's launcher."""
     script = tmp_path / 'script.py'

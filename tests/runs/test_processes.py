@@ -168,6 +168,7 @@ def test_one_process_checks_and_downloads(server, hub, timm_file):
     assert first['norm'] == second['norm'] > 0
 
 
+@pytest.mark.slow  # the parts of it are above, exit codes in tests/tools
 def test_an_error_of_the_first_process_ends_all(server):
     Path('weights.pth').write_bytes(b'not a checkpoint')
     done = subprocess.run(
