@@ -27,5 +27,6 @@ def test_connections_of_started_processes_are_refused():
 
 def test_this_machine_can_be_reached():
     with socket.create_server(('127.0.0.1', 0)) as server, \
-            socket.create_connection(('localhost', server.getsockname()[1])):
-        pass
+            socket.create_connection(('localhost', server.getsockname()[1])) as client:
+        assert server.accept()[1] == client.getsockname()
+    assert not no_network.ATTEMPTS

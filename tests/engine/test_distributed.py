@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from test_hash_fitting import assert_same
 from torch import nn
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from mm_efficient.engine.distributed import CPUDistributedDataParallel
 
@@ -74,16 +74,10 @@ def cpu_only(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
-
-
 def run_slurm(script, folder):
     common = dict(
         os.environ, SLURM_NTASKS='2', SLURM_NODELIST='localhost',
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(get_free_port()))
     return [
         subprocess.Popen([sys.executable, script, 'slurm', folder],
                          env=dict(common, SLURM_PROCID=rank, SLURM_LOCALID=rank))
