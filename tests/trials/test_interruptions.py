@@ -3,6 +3,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -75,18 +76,44 @@ def limit_after_first(size):
 # Not 0: the log of the trial is a file, too
 @pytest.mark.parametrize('size', [4096, 1 << 16, 1 << 20])
 def test_no_space(task, whole, size, count):
-    path, _ = whole
     folder = f'space{size}'
-    code, output = run(task, folder, lambda: limit_after_first(size))
+    run_out_of_space(
+        task, folder, count, lambda: limit_after_first(size),
+        f'no space for more than {size} bytes of the second checkpoint')
+    assert run(task, folder)[0] == 0 and equal(Path(folder, LAST[task]), whole[0])
+
+
+def run_out_of_space(task, folder, count, prepare, trial):
+    """Train until the second checkpoint does not fit; the first is kept."""
+    code, output = run(task, folder, prepare)
     line = output.strip().splitlines()[-1]
     clear = code == 1 and line.startswith('error: ') and 'cannot be written' in line \
         and 'is complete' in line and 'Traceback' not in output
     kept = checkpoints(folder)
-    count(f'{task}: no space for more than {size} bytes of the second checkpoint',
-          tried=1, clear=int(clear), lost=int(not kept))
+    count(f'{task}: {trial}', tried=1, clear=int(clear), lost=int(not kept))
     assert clear, output
     assert kept == [dict(seg='iter_1.pth').get(task, 'epoch_1.pth')]
-    assert run(task, folder)[0] == 0 and equal(Path(folder, LAST[task]), path)
+
+
+def test_full_volume(task, whole, count):
+    """The work dir is on a volume with room for one checkpoint and a half."""
+    path, _ = whole
+    Path('volume').mkdir()
+
+    def mount(*arguments):
+        return subprocess.run(['mount', '-t', 'tmpfs', '-o', *arguments, 'volume'],
+                              capture_output=True, text=True)
+
+    mounted = mount(f'size={path.stat().st_size * 3 // 2}', 'tmpfs')
+    if mounted.returncode:
+        pytest.skip(f'only an administrator can mount a volume: {mounted.stderr}')
+    try:
+        run_out_of_space(task, 'volume', count, lambda: None,
+                         'a full volume, with half of the second checkpoint')
+        assert mount('remount,size=4G', 'tmpfs').returncode == 0
+        assert run(task, 'volume')[0] == 0 and equal(Path('volume', LAST[task]), path)
+    finally:
+        subprocess.run(['umount', 'volume'], check=True)
 
 
 def test_moved(task, whole, count):
