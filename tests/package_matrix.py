@@ -88,8 +88,9 @@ def run_tests(python, log):
         subprocess.run(command, cwd=ROOT, env=environment, stdout=file,
                        stderr=subprocess.STDOUT)
     text = log.read_text()
-    counts = re.findall(r'\d+ (?:passed|skipped|failed|errors?)\b',
-                        text.splitlines()[-1])
+    # PyTorch and Triton may print after pytest's last line
+    last = re.findall(r'^.* in [\d.]+s\b', text, re.M)[-1:]
+    counts = re.findall(r'\d+ (?:passed|skipped|failed|errors?)\b', ''.join(last))
     failed = re.findall(r'^(?:FAILED|ERROR) \S+::(\w+)', text, re.M)
     return ', '.join(counts), failed
 

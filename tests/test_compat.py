@@ -59,7 +59,7 @@ def test_a_compiled_extension_wins(tmp_path, monkeypatch):
     import mmcv
     (tmp_path / '_ext.py').write_text('compiled = True')
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
-    monkeypatch.setattr(mmcv, '__path__', [*mmcv.__path__, str(tmp_path)])
+    monkeypatch.setattr(mmcv, '__path__', [str(tmp_path), *mmcv.__path__])
     importlib.invalidate_caches()
     assert importlib.import_module('mmcv._ext').compiled
     # monkeypatch puts back only what it saw; forget the fake.
@@ -110,7 +110,8 @@ def detection_batch(num=2, size=96):
     'mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
     'vfnet/vfnet_r50_fpn_1x_coco',  # deform_conv2d
     'dyhead/atss_r50_fpn_dyhead_1x_coco',  # modulated_deform_conv2d
-    'guided_anchoring/ga-retinanet_r50_fpn_1x_coco',  # masked_conv2d
+    # masked_conv2d, which a compiled mmcv has for GPUs only
+    pytest.param('guided_anchoring/ga-retinanet_r50_fpn_1x_coco', marks=needs_stand_in),
     'pisa/retinanet-r50_fpn_pisa_1x_coco',  # nms_match
 ])
 def test_stock_detectors_train_and_predict(name, default_scope):
