@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mm_efficient import mmcv_ops
 
+DETECTORS = 'soft_small', 'ecoformer_pvt_b1', 'swiftformer_l1'
+DETECTION_SIZE = 1, 800, 1344
 # The others are for the CPU, or adapt to the data
 NO_WAITING = ['deform_conv_groups', 'modulated_groups', 'ms_deform_attn', 'carafe',
               'psamask_distribute', 'deform_roi_pool_fixed', 'roi_align_max_fixed']
@@ -76,6 +78,9 @@ def main(folder):
         for name in NO_WAITING:
             results[f'operator {name}'] = operator(name, recorded[name])
     results['launches'] = {variant: measure(variant).result() for variant in VARIANTS}
+    results['peaks'] = {
+        f'{variant} {dtype}': measure(variant, DETECTION_SIZE, dtype, train=True).result()
+        for variant in DETECTORS for dtype in ('fp32', 'fp16')}
     (folder / 'results.json').write_text(json.dumps(results))
 
 
