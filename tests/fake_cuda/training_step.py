@@ -79,7 +79,8 @@ def main(folder):
             results[f'operator {name}'] = operator(name, recorded[name])
     results['launches'] = {variant: measure(variant).result() for variant in VARIANTS}
     results['peaks'] = {
-        f'{variant} {dtype}': measure(variant, DETECTION_SIZE, dtype, train=True).result()
+        f'{variant} {dtype}':
+            measure(variant, DETECTION_SIZE, dtype, train=True).result()
         for variant in DETECTORS for dtype in ('fp32', 'fp16')}
     (folder / 'results.json').write_text(json.dumps(results))
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from test_contract import SHALLOW, build, image
 from torch import nn
 
 from mm_efficient.models import recomputing
@@ -146,3 +147,21 @@ def test_stem_is_recomputed(dtype):
     x.requires_grad_()
     # Of three maps, the second half as large in sum, each kept once instead of twice
     assert kept(plain, x) - kept(stem, x) > 0.45 * kept(plain, x)
+
+
+@pytest.mark.parametrize('cls, cfg', [param for param in SHALLOW if param.id in (
+    'SOFT', 'SwiftFormer-True', 'EcoFormerPVT')])
+def test_training_step_is_the_same(cls, cfg, monkeypatch):
+    steps = []
+    for smallest, with_cp in ((2**40, False), (1, False), (1, True)):
+        monkeypatch.setattr(recomputing, 'MIN_ENTRIES', smallest)
+        torch.manual_seed(0)
+        model = build(cls, cfg, with_cp=with_cp).train()
+        outs = model(image(2, 64, 96))
+        sum(out.square().mean() for out in outs).backward()
+        steps.append([*outs, *(p.grad for p in model.parameters()), *model.buffers()])
+    for kept, *others in zip(*steps, strict=True):
+        for again in others:
+            torch.testing.assert_close(again, kept, rtol=1e-4, atol=1e-6)
+    for kept, *others in list(zip(*steps, strict=True))[:len(outs)]:
+        assert all(torch.equal(kept, again) for again in others)
