@@ -48,7 +48,7 @@ def _is_large(module: nn.Module, x: Tensor) -> bool:
             and not isinstance(x, torch.fx.Proxy) and x.numel() >= MIN_ENTRIES)
 
 
-def _is_product(layer: nn.Module, x: Tensor) -> bool:
+def _is_product(layer: Any, x: Tensor) -> bool:
     """Whether a layer is nothing but the linear layer or convolution that it seems."""
     if type(layer) is PointwiseConv:
         usual = layer.fast_dilation(x) > 0
