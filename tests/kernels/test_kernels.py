@@ -1,0 +1,95 @@
+"""Fused kernels: the switch, values and gradients, compilation for a GPU without one."""
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mm_efficient import kernels
+
+HERE = Path(__file__).parent
+CASES = (
+    'attention', 'attention, half', 'regularized_inverse, 1 landmarks',
+    'regularized_inverse, 11 landmarks', 'regularized_inverse, 49 landmarks',
+    'normalized_inverse, 1 landmarks', 'normalized_inverse, 11 landmarks',
+    'normalized_inverse, 49 landmarks', 'normalized_inverse, equal degrees')
+
+
+@pytest.fixture
+def switched_on(monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.setattr(kernels, 'enabled', False)
+    kernels.switch(True)
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """By case, what Triton's interpreter computed."""
+    pytest.importorskip('triton')
+    path = tmp_path_factory.mktemp('kernels') / 'results.json'
+    subprocess.run([sys.executable, HERE / 'interpreted.py', path], check=True,
+                   env=dict(os.environ, PYTHONPATH=os.pathsep.join(
+                       [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')])))
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_kernels_compute_the_plain_form(results, case):
+    """As accurately as the plain form in float32, value and every gradient."""
+    found = results[case]
+    name = 'gaussian_attention' if 'attention' in case else case.partition(',')[0]
+    assert found['operators'] == [
+        f'mm_efficient::{name}', f'mm_efficient::{name}_backward']
+    # A gradient that is in half precision is rounded to it
+    rounding = 1e-3 if 'half' in case else 2e-6
+    for fused, plain in zip(found['fused'], found['plain'], strict=True):
+        assert fused <= 4 * plain + rounding
+
+
+def test_all_interpreted_cases_are_compared(results):
+    assert set(results) == {*CASES, 'compiled'}
+
+
+def test_kernels_compile_to_one_graph(results):
+    for name, found in results['compiled'].items():
+        assert len(found['operators']) == 2, name
+        assert max(found['errors']) < 1e-6, name
+
+
+def test_kernels_are_off_by_default():
+    assert not kernels.enabled
+    with FakeTensorMode():
+        assert not kernels.use_kernel(torch.empty(2, device='cuda'))
+
+
+def test_kernels_serve_float32_and_half_on_a_gpu(switched_on):
+    assert not kernels.use_kernel(torch.empty(2))
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            assert kernels.use_kernel(torch.empty(2, device='cuda', dtype=dtype))
+        assert not kernels.use_kernel(torch.empty(2, device='cuda').double())
+    kernels.switch(False)
+    test_kernels_are_off_by_default()
+
+
+@pytest.mark.parametrize('value', ['1', '0', ''])
+def test_environment_switches_kernels(monkeypatch, value):
+    pytest.importorskip('triton')
+    monkeypatch.setenv('MM_EFFICIENT_KERNELS', value)
+    try:
+        assert importlib.reload(kernels).enabled == (value == '1')
+    finally:
+        kernels.switch(False)
+
+
+def test_without_triton_the_switch_warns(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setenv('MM_EFFICIENT_KERNELS', '1')
+    with pytest.warns(UserWarning, match='no effect: Triton is not installed'):
+        importlib.reload(kernels)
+    assert not kernels.enabled
