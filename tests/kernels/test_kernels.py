@@ -1,4 +1,4 @@
-"""Fused kernels: the switch, values and gradients, compilation for a GPU without one."""
+"""Fused kernels: the switch, values, gradients, and compilation without a GPU."""
 import importlib
 import json
 import os
