@@ -82,7 +82,8 @@ def main():
         print(f'| {variant} | {sum(spy.launches.values())} | '
               f'{sum(spy.bytes.values()) / 1e9:.2f} | {spy.peak / 1e9:.3f} |')
         for name, count in spy.launches.most_common(args.operators):
-            print(f'    {count:5} {name[6:]:32} {spy.bytes[name] / 1e9:8.3f} GB')
+            print(f'    {count:5} {name.partition("::")[2]:32} '
+                  f'{spy.bytes[name] / 1e9:8.3f} GB')
 
 
 if __name__ == '__main__':

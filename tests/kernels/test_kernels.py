@@ -93,3 +93,65 @@ def test_without_triton_the_switch_warns(monkeypatch):
     with pytest.warns(UserWarning, match='no effect: Triton is not installed'):
         importlib.reload(kernels)
     assert not kernels.enabled
+
+
+def kernel_functions():
+    """Every kernel that is launched, its sizes in SOFT, by name."""
+    newton, attention = (importlib.import_module(f'mm_efficient.kernels.{name}')
+                         for name in kernels.MODULES)
+    start = dict(HALVINGS=10, LIMIT=1.01)
+    # Of 64 landmarks, the largest, only what compiles in seconds
+    yield from ((newton, name, {**constants, 'BLOCK': block})
+                for name, block, constants in (
+                    ('_regularized', 64, dict(REGULARIZER=0.01)),
+                    ('_regularized_backward', 64, {}), ('_normalized', 32, start),
+                    ('_normalized_backward', 32, start),
+                    ('_largest_degree_backward', 64, {})))
+    yield from ((attention, name, dict(D=32, M=64, N=attention.TOKENS))
+                for name in ('_summarise', '_mix', '_mix_backward', '_distribute',
+                             '_distribute_backward'))
+
+
+NUMBERS = {'m', 'heads', 'steps', 'tokens', 'part_tokens', 'number'}
+HALF = {'query', 'value', 'grad', 'grad_query', 'grad_value'}
+
+
+def compile_for_gpu(module, name, constants):
+    """Compile a kernel for a Hopper GPU, without one."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    function = getattr(module, name)
+    signature = {}
+    for argument in function.arg_names:
+        if argument in NUMBERS or argument[1:2] == '_':
+            signature[argument] = 'i32'
+        elif argument in HALF and 'attention' in module.__name__:
+            signature[argument] = '*fp16'
+        else:
+            signature[argument] = 'fp32' if argument == 'zero' else '*fp32'
+    constants = {key: value for key, value in constants.items() if key in signature}
+    source = triton.compiler.ASTSource(
+        function, {**signature, **dict.fromkeys(constants, 'constexpr')}, constants)
+    return triton.compile(source, target=GPUTarget('cuda', 90, 32),
+                          options=dict(num_warps=module.WARPS))
+
+
+def stack_bytes(cubin, folder):
+    """What a thread keeps outside its registers."""
+    import triton
+    path = folder / 'kernel.cubin'
+    path.write_bytes(cubin)
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    usage = subprocess.run([tool, '--dump-resource-usage', path], check=True,
+                           capture_output=True, text=True).stdout
+    return int(usage.partition('STACK:')[2].split()[0])
+
+
+def test_kernels_compile_for_a_gpu_and_fit(tmp_path, monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    for module, name, constants in kernel_functions():
+        compiled = compile_for_gpu(module, name, constants)
+        assert stack_bytes(compiled.asm['cubin'], tmp_path) == 0, name
+        # 99 KiB is what the smallest GPUs with tensor cores since Ampere have
+        assert compiled.metadata.shared <= 99 * 1024, name
