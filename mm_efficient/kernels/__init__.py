@@ -17,7 +17,7 @@ from torch import Tensor
 VARIABLE = 'MM_EFFICIENT_KERNELS'
 # A program holds that many landmarks of SOFT in on-chip memory
 MAX_LANDMARKS = 64
-MODULES = ('newton_inverse', 'gaussian_attention')
+MODULES = ('newton_inverse', 'gaussian_attention', 'focal_loss')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # Triton's interpreter runs kernels on the CPU, in tests
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'

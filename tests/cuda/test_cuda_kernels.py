@@ -1,6 +1,7 @@
 """Fused kernels on a GPU: against float64, and against the plain form in time."""
 import pytest
 import torch
+from mmcv.ops import sigmoid_focal_loss
 
 from mm_efficient import kernels
 from mm_efficient.models.soft.gaussian_attention import (
@@ -46,6 +47,14 @@ def inverse_case(invert, size):
     return invert, [landmark_kernel(random(images, heads, LANDMARKS, DIMS) / 2)]
 
 
+def focal_case(dtype):
+    """Level P3 of two images of 800 x 1344, nine anchors and 80 classes."""
+    logits = random(2 * 100 * 168 * 9, 80, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randint(81, (len(logits), ), generator=generator).cuda()
+    return lambda x: sigmoid_focal_loss(x, target, 2., .25, None, 'none'), [logits]
+
+
 CASES = {
     f'{invert.__name__} {size}': lambda invert=invert, size=size: (
         inverse_case(invert, size))
@@ -53,7 +62,10 @@ CASES = {
 } | {
     f'gaussian_attention {size} {str(dtype)[6:]}': lambda size=size, dtype=dtype: (
         attention_case(size, dtype))
-    for size in SIZES for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    for size in SIZES for dtype in (torch.float32, torch.float16, torch.bfloat16)
+} | {
+    f'sigmoid_focal_loss {str(dtype)[6:]}': lambda dtype=dtype: focal_case(dtype)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 def both_passes(function, inputs, dtype=None):

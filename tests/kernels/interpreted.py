@@ -16,6 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 from mm_efficient import kernels  # noqa: E402
+from mm_efficient.mmcv_ops import (  # noqa: E402
+    sigmoid_focal_loss_backward,
+    sigmoid_focal_loss_forward,
+)
 from mm_efficient.models.soft.gaussian_attention import (  # noqa: E402
     gaussian_attention,
     landmark_kernel,
@@ -56,7 +60,40 @@ def attention(tokens, dtype):
     return gaussian_attention, [heads(0), landmarks, heads(1), random(2, 2, 11, 11)]
 
 
+class FocalLoss(torch.autograd.Function):
+    """As mmcv calls the operators, which fill what they are given."""
+
+    @staticmethod
+    def forward(ctx, logits, target, weight, gamma):
+        ctx.save_for_backward(logits)
+        ctx.settings = target, weight, gamma
+        out = torch.empty_like(logits)
+        sigmoid_focal_loss_forward(logits, target, weight, out, gamma, 0.25)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, = ctx.saved_tensors
+        target, weight, gamma = ctx.settings
+        slope = torch.empty_like(logits)
+        sigmoid_focal_loss_backward(logits, target, weight, slope, gamma, 0.25)
+        return slope * grad, None, None, None
+
+
+def focal(dtype, gamma=2., weighted=False):
+    """Background, class 7, and logits of any confidence."""
+    target = torch.arange(300) % 8
+    weight = torch.linspace(1, 2, 7) if weighted else torch.empty(0)
+    logits = (8 * random(300, 7).detach()).to(dtype)
+    logits[0], logits[7] = 200, -200
+    return (lambda x: FocalLoss.apply(x, target, weight, gamma),
+            [logits.requires_grad_()])
+
+
 CASES = {
+    'sigmoid_focal_loss': focal(torch.float32),
+    'sigmoid_focal_loss, half': focal(torch.float16, weighted=True),
+    'sigmoid_focal_loss, gamma 0': focal(torch.float32, 0., True),
     # One program of several steps, the last one incomplete; and less than a step
     'attention': attention(150, torch.float32),
     'attention, half': attention(20, torch.float16),

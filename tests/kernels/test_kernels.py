@@ -17,7 +17,8 @@ CASES = (
     'attention', 'attention, half', 'regularized_inverse, 1 landmarks',
     'regularized_inverse, 11 landmarks', 'regularized_inverse, 49 landmarks',
     'normalized_inverse, 1 landmarks', 'normalized_inverse, 11 landmarks',
-    'normalized_inverse, 49 landmarks', 'normalized_inverse, equal degrees')
+    'normalized_inverse, 49 landmarks', 'normalized_inverse, equal degrees',
+    'sigmoid_focal_loss', 'sigmoid_focal_loss, half', 'sigmoid_focal_loss, gamma 0')
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def results(tmp_path_factory):
 def test_kernels_compute_the_plain_form(results, case):
     """As accurately as the plain form in float32, value and every gradient."""
     found = results[case]
-    name = 'gaussian_attention' if 'attention' in case else case.partition(',')[0]
+    name = case.partition(',')[0].replace('attention', 'gaussian_attention')
     assert found['operators'] == [
         f'mm_efficient::{name}', f'mm_efficient::{name}_backward']
     # A gradient that is in half precision is rounded to it
@@ -97,7 +98,7 @@ def test_without_triton_the_switch_warns(monkeypatch):
 
 def kernel_functions():
     """Every kernel that is launched, its sizes in SOFT, by name."""
-    newton, attention = (importlib.import_module(f'mm_efficient.kernels.{name}')
+    newton, attention, focal = (importlib.import_module(f'mm_efficient.kernels.{name}')
                          for name in kernels.MODULES)
     start = dict(HALVINGS=10, LIMIT=1.01)
     # Of 64 landmarks, the largest, only what compiles in seconds
@@ -112,7 +113,12 @@ def kernel_functions():
                              '_distribute_backward'))
 
 
-NUMBERS = {'m', 'heads', 'steps', 'tokens', 'part_tokens', 'number'}
+    yield from ((focal, '_focal', dict(WEIGHTED=True, SLOPE=slope, BLOCK=focal.BLOCK))
+                for slope in (False, True))
+
+
+NUMBERS = {'m', 'heads', 'steps', 'tokens', 'part_tokens', 'number', 'entries',
+           'classes'}
 HALF = {'query', 'value', 'grad', 'grad_query', 'grad_value'}
 
 
@@ -125,10 +131,13 @@ def compile_for_gpu(module, name, constants):
     for argument in function.arg_names:
         if argument in NUMBERS or argument[1:2] == '_':
             signature[argument] = 'i32'
+        elif argument == 'target':
+            signature[argument] = '*i64'
         elif argument in HALF and 'attention' in module.__name__:
             signature[argument] = '*fp16'
         else:
-            signature[argument] = 'fp32' if argument == 'zero' else '*fp32'
+            signature[argument] = (
+                'fp32' if argument in ('zero', 'gamma', 'alpha') else '*fp32')
     constants = {key: value for key, value in constants.items() if key in signature}
     source = triton.compiler.ASTSource(
         function, {**signature, **dict.fromkeys(constants, 'constexpr')}, constants)
