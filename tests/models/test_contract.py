@@ -178,6 +178,26 @@ def test_pyramid_of_any_size(cls, cfg, height, width):
 
 
 @every_backbone
+def test_convolutions_keep_the_layout_of_an_image(cls, cfg):
+    """Else they copy what they read; strides of a batch of one are easily lost."""
+    model, copied = build(cls, cfg).eval(), []
+
+    def check(module, args):
+        x = args[0]
+        usual = [torch.empty(x.shape, memory_format=layout, device='meta').stride()
+                 for layout in (torch.contiguous_format, torch.channels_last)]
+        if x.stride() not in usual:
+            copied.append((module, x.shape, x.stride()))
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(check)
+    with torch.no_grad():
+        model(image(1, 64, 96))
+    assert not copied
+
+
+@every_backbone
 def test_out_indices_select_levels(cls, cfg):
     x = image(1, 64, 64)
     every = build(cls, cfg).eval()

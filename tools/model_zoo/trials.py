@@ -54,10 +54,17 @@ def trial_config(cfg: Config) -> Config:
             part['batch_augments'][0].update(random_size_range=(96, 96), interval=1)
         else:
             part.pop('batch_augments', None)
+        if type_name(part) == 'MMSyncBN':  # needs a process group
+            part['type'] = 'SyncBN'
+        if part.get('clip_border') is False:  # masks of untrained boxes
+            part['clip_border'] = True
         for key, most in _FEWER.items():  # proposals, RoIs, points, queries
             if isinstance(part.get(key), int) and part[key] > most and not (
                     key == 'max_per_img' and 'nms_pre' not in part):
                 part[key] = most
+        queries = part.get('num_queries', 0)
+        if queries and (part.get('test_cfg') or {}).get('max_per_img', 0) > queries:
+            part['test_cfg']['max_per_img'] = queries
     return cfg
 
 
@@ -115,6 +122,8 @@ def _train(model: nn.Module, cfg: Config, size: Size) -> list[str]:
         wrapper.pop(key, None)
     optim_wrapper = build_optim_wrapper(model, wrapper)
     model.train()
+    MessageHub.get_current_instance().update_info_dict(
+        dict(epoch=0, iter=0))  # as a runner does
     batch = model.data_preprocessor(make_batch(cfg, size, training=True), True)
     inputs = batch['inputs']
     while isinstance(inputs, dict):
@@ -205,7 +214,9 @@ def _boxes(cfg: Config, size: Size) -> dict[str, Any]:
     for sample in data['data_samples']:
         sample.gt_instances.labels %= classes
         sample.set_metainfo(dict(
-            batch_input_shape=size, pad_shape=size, homography_matrix=np.eye(3)))
+            batch_input_shape=size, pad_shape=size,
+            homography_matrix=np.eye(3, dtype=np.float32),
+            scale_factor=(1., 1.)))  # the images have their original size
         if not any('rpn_head' in part for part in nested_dicts(cfg.model)):
             sample.proposals = InstanceData(
                 bboxes=sample.gt_instances.bboxes.clone(), scores=torch.rand(3))
@@ -220,7 +231,6 @@ def _yolo_batch(cfg: Config, size: Size, training: bool) -> dict[str, Any]:
         use_box_type=True)
     for sample in data['data_samples']:
         sample.set_metainfo(dict(pad_param=None, batch_input_shape=size))
-    MessageHub.get_current_instance().update_info('epoch', 0)  # as a runner does
     if not training or type_name(cfg.model.data_preprocessor) == 'DetDataPreprocessor':
         return data
     return yolov5_collate([

@@ -182,11 +182,16 @@ class ReductionAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
         local = self.local(qkv)  # 5 x 5 neighbourhoods, (B, 3C, H, W)
-        scales = torch.cat([qkv, local], 1).unflatten(1, (6, -1))
+        # A view that splits or joins the channels of a single channels-last image makes
+        # PyTorch lose its layout, and the next convolution copy it; one of the last
+        # dimension does not
+        scales = torch.cat([qkv, local], 1).movedim(1, -1).unflatten(-1, (6, -1))
+        scales = scales.permute(0, 3, 4, 1, 2)  # (B, 6, C, H, W)
         query, key, value = (scales[:, i::3] for i in range(3))  # (B, 2, C, H, W)
         with autocast_disabled(x):
             out = reduction_attention(query, key, value, self.pretrain_tokens)
-            out = self.proj(out.flatten(1, 2).to(self.qkv.weight.dtype))
+            out = out.permute(0, 3, 4, 1, 2).flatten(-2).movedim(-1, 1)
+            out = self.proj(out.to(self.qkv.weight.dtype))
         return out.to(qkv.dtype)
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:

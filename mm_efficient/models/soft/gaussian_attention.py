@@ -145,10 +145,16 @@ def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
+def _squared_norm(x: Tensor) -> Tensor:
+    """(G, n, d) -> (G, n, 1)."""
+    if x.device.type == 'cpu':  # a norm of heads that are not contiguous is slow there
+        return torch.linalg.vecdot(x, x).unsqueeze(-1)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()  # fewer bytes
+
+
 def _homogeneous(query: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     """Return q' and l' with q' . l' = -|q - l|^2 / 2: one matmul, no broadcasting."""
-    norm_q, norm_l = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
-                      for x in (query, landmarks))
+    norm_q, norm_l = map(_squared_norm, (query, landmarks))
     query = torch.cat([query, norm_q, torch.ones_like(norm_q)], -1)  # (G, N, d + 2)
     landmarks = torch.cat([landmarks, torch.full_like(norm_l, -0.5), -0.5 * norm_l], -1)
     return query, landmarks.transpose(1, 2)  # the latter (G, d + 2, m)
