@@ -8,11 +8,12 @@
 """
 import contextlib
 import copy
+import gc
 import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
     """Write a model that takes ``x``; its values do not matter."""
     x = x[:1] if static else x.new_zeros(TRACED_BATCH_SIZE, x.shape[1], *TRACED_SHAPE)
     with explain(f'the model cannot be exported to {format}'), torch.no_grad(), \
-            warnings.catch_warnings(), \
+            warnings.catch_warnings(), _garbage_kept(), \
             contextlib.redirect_stdout(io.StringIO()):  # exporters print
         warnings.simplefilter('ignore')
         if format == 'torchscript':
@@ -219,6 +220,18 @@ def _write(module: Any, path: Path, x: Tensor, format: str, static: bool,
             program = torch.export.export(
                 module, (x, ), dynamic_shapes=None if static else (_image_sizes(), ))
             torch.export.save(program, path)
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Stop the search for cycles: exporters make millions of objects that stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _image_sizes() -> dict[int, Any]:

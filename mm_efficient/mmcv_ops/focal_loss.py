@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..kernels import use_kernel
 from .common import at_least_float32
 
 
@@ -47,6 +48,10 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
         gamma (float): Exponent of the modulating factor.
         alpha (float): Weight of the sample's class; the others get 1 - alpha.
     """
+    if use_kernel(input, output) and output.is_contiguous():
+        torch.ops.mm_efficient.sigmoid_focal_loss(
+            input, target, weight, output, gamma, alpha)
+        return
     positive, signed = _signed_logits(input, target)  # p_t = sigmoid(signed)
     # In place: on a GPU these are hundreds of megabytes each
     loss = logsigmoid(signed)
@@ -65,6 +70,10 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
 
     The other arguments are those of the forward pass.
     """
+    if use_kernel(input, grad_input) and grad_input.is_contiguous():
+        torch.ops.mm_efficient.sigmoid_focal_loss_backward(
+            input, target, weight, grad_input, gamma, alpha)
+        return
     positive, signed = _signed_logits(input, target)
     slope = logsigmoid(signed).mul_(signed.sigmoid()).mul_(-gamma)
     missing = signed.neg_().sigmoid_()  # 1 - p_t

@@ -348,16 +348,30 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, with_cp: bool) -> Tensor:
         Tensor: Output of the last block.
     """
     for block in blocks:
-        if not (with_cp and torch.is_grad_enabled()):
-            x = block(x)
-        elif is_compiling():
-            # A compiler updates statistics once, and takes no such contexts
-            x = checkpoint(block, x, use_reentrant=False)
-        else:
-            x = checkpoint(
-                block, x, use_reentrant=False,
-                context_fn=partial(_checkpoint_contexts, block))
+        x = (recomputed(block, x) if with_cp and torch.is_grad_enabled()
+             else block(x))
     return x
+
+
+def recomputed(block: nn.Module, x: Tensor, random: bool = True) -> Tensor:
+    """Apply a block whose activations the backward pass recomputes.
+
+    Recomputation stops at the last tensor that is needed, so the output of a linear
+    layer or convolution at the end is not computed again.
+
+    Args:
+        block (nn.Module): Module with one argument.
+        x (Tensor): Its input, which is kept.
+        random (bool): Whether the block draws random numbers. Defaults to True.
+
+    Returns:
+        Tensor: Its output.
+    """
+    if is_compiling():
+        # A compiler updates statistics once, and takes no such contexts
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=random,
+                      context_fn=partial(_checkpoint_contexts, block))
 
 
 def _checkpoint_contexts(block: nn.Module

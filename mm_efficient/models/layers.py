@@ -50,6 +50,25 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def operand_type(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Type in which a convolution or linear layer computes.
+
+    Args:
+        x (Tensor): Input, whose device decides.
+        weight (Tensor): Weight.
+
+    Returns:
+        torch.dtype: That of autocast, or else of the weight.
+    """
+    device = x.device.type
+    if device == 'meta' or not _is_autocast_enabled(device):
+        return weight.dtype
+    if not BEFORE_PYTORCH_2_4:
+        return torch.get_autocast_dtype(device)
+    return (torch.get_autocast_cpu_dtype() if device == 'cpu'
+            else torch.get_autocast_gpu_dtype())
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast ``x`` to float32 if it is in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -163,9 +182,14 @@ class PointwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
-        if not eager_on_cpu(x) or not torch.backends.mkldnn.is_available():
-            return super().forward(x)
-        if x.dtype == torch.float32 and x[:, 0].numel() >= ONEDNN_MIN_PIXELS:
-            return F.conv2d(x, self.weight, self.bias, dilation=2)
+        if dilation := self.fast_dilation(x):
+            return F.conv2d(x, self.weight, self.bias, dilation=dilation)
         x = x.permute(0, 2, 3, 1)  # a view of a channels-last map
         return F.linear(x, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+    def fast_dilation(self, x: Tensor) -> int:
+        """Dilation with which ``F.conv2d`` is fastest, 0 if a matmul is faster."""
+        if not eager_on_cpu(x) or not torch.backends.mkldnn.is_available():
+            return 1
+        many = x.dtype == torch.float32 and x[:, 0].numel() >= ONEDNN_MIN_PIXELS
+        return 2 if many else 0

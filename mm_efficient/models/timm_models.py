@@ -96,6 +96,8 @@ def _entrypoint(family: Family, variant: str) -> Callable[..., TimmModel]:
         model.pretrained_cfg = model.default_cfg = _described(cfg, model)
         if pretrained:
             _load(model, variant, cfg, pretrained_strict, cache_dir)
+        if device is None and dtype is None:
+            return model  # a fake model cannot be converted
         return model.to(device=device, dtype=dtype)
 
     create.__name__ = create.__qualname__ = name

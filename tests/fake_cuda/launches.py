@@ -15,6 +15,7 @@ from harness import Spy, build_hooks, enable, tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mm_efficient  # noqa: F401
+from mm_efficient import kernels
 
 VARIANTS = ('soft_tiny', 'soft_tiny_norm', 'swiftformer_xs', 'lowformer_b0',
             'reduceformer_b1', 'ecoformer_pvt_b0', 'ecoformer_twins_s')
@@ -58,6 +59,7 @@ def parse_args():
     parser.add_argument('--train', action='store_true', help='forward and backward')
     parser.add_argument('--channels-last', action='store_true', help='of images')
     parser.add_argument('--with-cp', action='store_true', help='checkpoint all blocks')
+    parser.add_argument('--kernels', action='store_true', help='fused, in Triton')
     parser.add_argument('--operators', type=int, default=0, metavar='N',
                         help='also list the N most frequent operators')
     return parser.parse_args()
@@ -65,6 +67,7 @@ def parse_args():
 
 def main():
     args = parse_args()
+    kernels.switch(args.kernels)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +82,8 @@ def main():
         print(f'| {variant} | {sum(spy.launches.values())} | '
               f'{sum(spy.bytes.values()) / 1e9:.2f} | {spy.peak / 1e9:.3f} |')
         for name, count in spy.launches.most_common(args.operators):
-            print(f'    {count:5} {name[6:]:32} {spy.bytes[name] / 1e9:8.3f} GB')
+            print(f'    {count:5} {name.partition("::")[2]:32} '
+                  f'{spy.bytes[name] / 1e9:8.3f} GB')
 
 
 if __name__ == '__main__':

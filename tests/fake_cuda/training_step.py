@@ -2,6 +2,7 @@
 
 FOLDER has hooks.so; results.json is written there.
 """
+import importlib.util
 import inspect
 import json
 import sys
@@ -15,11 +16,14 @@ from recorded import CALLS, operator_tensors, ops
 from test_contract import SHALLOW
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mm_efficient import mmcv_ops
+from mm_efficient import kernels, mmcv_ops
 
+DETECTORS = 'soft_small', 'ecoformer_pvt_b1', 'swiftformer_l1'
+DETECTION_SIZE = 1, 800, 1344
 # The others are for the CPU, or adapt to the data
 NO_WAITING = ['deform_conv_groups', 'modulated_groups', 'ms_deform_attn', 'carafe',
               'psamask_distribute', 'deform_roi_pool_fixed', 'roi_align_max_fixed']
+WITH_KERNELS = ('soft', )
 
 
 def training_step(cls, cfg):
@@ -63,6 +67,19 @@ def operator(name, recorded):
         if tensor.requires_grad and tensor.grad is None])
 
 
+def with_kernels():
+    """Training steps and forward passes of the families that have fused kernels."""
+    kernels.switch(True)
+    with FakeTensorMode():
+        results = {param.id: training_step(*param.values) for param in SHALLOW
+                   if param.id.lower().startswith(WITH_KERNELS)}
+    for variant in VARIANTS:
+        if variant.startswith(WITH_KERNELS):
+            results[variant] = measure(variant).result()
+    kernels.switch(False)
+    return results
+
+
 def main(folder):
     folder = Path(folder)
     enable(folder)
@@ -76,6 +93,13 @@ def main(folder):
         for name in NO_WAITING:
             results[f'operator {name}'] = operator(name, recorded[name])
     results['launches'] = {variant: measure(variant).result() for variant in VARIANTS}
+    results['peaks'] = {
+        f'{variant} {dtype}':
+            measure(variant, DETECTION_SIZE, dtype, train=True).result()
+        for variant in DETECTORS for dtype in ('fp32', 'fp16')}
+    results['with kernels'] = {}
+    if importlib.util.find_spec('triton'):
+        results['with kernels'] = with_kernels()
     (folder / 'results.json').write_text(json.dumps(results))
 
 

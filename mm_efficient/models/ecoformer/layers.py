@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import run_blocks
 from ..layers import LayerNorm, contiguous
+from ..recomputing import gelu_then
 from .hash_fitting import fit_hash_functions
 from .kernel_hashing import hash_attention, hash_codes
 
@@ -153,7 +154,7 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
         x = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
+        return gelu_then(self.fc2, x)
 
 
 class PositionConv(nn.Module):

@@ -32,6 +32,7 @@ from torch.nn.init import trunc_normal_
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import NUM_STAGES, PyramidBackbone, drop_path_rates, run_blocks
 from ..layers import LayerNorm
+from ..recomputing import RecomputingStem, gelu_then
 from .attention import HEAD_DIMS, SOFTAttention
 
 MLP_RATIO = 4
@@ -121,7 +122,7 @@ class SOFT(PyramidBackbone):
         rates = drop_path_rates(drop_path_rate, self.arch_settings['depths'])
         element_drop = nn.Dropout if drop_type == 'dropout' else DropPath
 
-        self.stem = nn.Sequential(
+        self.stem = RecomputingStem(
             *_conv_bn_relu(in_channels, STEM_DIMS, 2),
             *_conv_bn_relu(STEM_DIMS, STEM_DIMS, 1),
             *_conv_bn_relu(STEM_DIMS, dims[0], 2))
@@ -283,7 +284,7 @@ class SOFTBlock(nn.Module):
         super().__init__()
         self.attn = attn
         self.norm1 = LayerNorm(embed_dims)
-        self.mlp = Mlp(embed_dims, nn.GELU('tanh'))
+        self.mlp = Mlp(embed_dims, 'tanh')
         self.norm2 = LayerNorm(embed_dims)
         self.drop = drop
 
@@ -322,7 +323,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
         self.attn = ClassTokenAttention(embed_dims, embed_dims // HEAD_DIMS)
         self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.mlp = Mlp(embed_dims, nn.GELU())
+        self.mlp = Mlp(embed_dims, 'none')
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -332,14 +333,19 @@ class TransformerBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear layer to width 4 C, activation, linear layer back."""
+    """Linear layer to width 4 C, GELU, linear layer back.
 
-    def __init__(self, embed_dims: int, act: nn.Module):
+    Args:
+        embed_dims (int): Channels C.
+        approximate (str): Form of GELU, 'none' or 'tanh'.
+    """
+
+    def __init__(self, embed_dims: int, approximate: str):
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(embed_dims, MLP_RATIO * embed_dims)
-        self.act = act
         self.fc2 = nn.Linear(MLP_RATIO * embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.fc2(self.act(self.fc1(x)))
+        return gelu_then(self.fc2, self.fc1(x), self.approximate)

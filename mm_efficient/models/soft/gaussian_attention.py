@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ...kernels import MAX_LANDMARKS, use_kernel
 from ..layers import (
     at_least_float32,
     autocast_disabled,
@@ -104,9 +105,18 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
                 at_least_float32, (query, landmarks, value, inverse))
             kernel = gaussian_kernel(query, landmarks)
             return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
+        if _kernel_serves(query, landmarks, value):
+            return torch.ops.mm_efficient.gaussian_attention(
+                query, at_least_float32(landmarks), value, at_least_float32(inverse))[0]
         out = _GaussianAttention.apply(*map(
             _grouped, (query, landmarks, value, inverse)))
         return out.view(query.shape)
+
+
+def _kernel_serves(query: Tensor, landmarks: Tensor, value: Tensor) -> bool:
+    """Whether the fused kernel is on and takes these sizes."""
+    return (use_kernel(query, landmarks, value) and landmarks.shape[2] <= MAX_LANDMARKS
+            and query.shape[-1] in (16, 32, 64) and query.shape == value.shape)
 
 
 def _grouped(x: Tensor) -> Tensor:

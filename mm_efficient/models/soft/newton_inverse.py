@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ...kernels import MAX_LANDMARKS, use_kernel
 from ..layers import add_scaled, in_float32
 
 NEWTON_STEPS = 20
@@ -42,6 +43,8 @@ def regularized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
         inverse, ``-M^T G M^T``; only the result is saved for it.
     """
     m = kernel.shape[-1]
+    if use_kernel(kernel) and m <= MAX_LANDMARKS:
+        return torch.ops.mm_efficient.regularized_inverse(kernel, steps, REGULARIZER)
     row_sum = kernel.detach().sum(-1).amax(-1)[..., None, None]  # (B, heads, 1, 1)
     identity = torch.eye(m, dtype=kernel.dtype, device=kernel.device)
     regularized = add_scaled(kernel, identity, REGULARIZER)
@@ -67,6 +70,9 @@ def normalized_inverse(kernel: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
         Tensor: (B, heads, m, m), differentiable through everything including the
         start factor, without saving the iterates.
     """
+    if use_kernel(kernel) and kernel.shape[-1] <= MAX_LANDMARKS:
+        return torch.ops.mm_efficient.normalized_inverse(
+            kernel, steps, MAX_HALVINGS, COLUMN_SUM_LIMIT)
     degree = kernel.sum(-1)  # (B, heads, m)
     inverse = newton_iteration(kernel, _start_factor(kernel, degree), steps)
     scale = degree.rsqrt()

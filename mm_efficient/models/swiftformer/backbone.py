@@ -35,6 +35,7 @@ from ..layers import (
     PointwiseConv,
     is_eager,
 )
+from ..recomputing import gelu_then
 from .additive_attention import global_query, unit
 
 MLP_RATIO = 4
@@ -283,7 +284,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return gelu_then(self.fc2, self.fc1(self.norm(x)))
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

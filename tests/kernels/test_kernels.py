@@ -1,0 +1,166 @@
+"""Fused kernels: the switch, values, gradients, and compilation without a GPU."""
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mm_efficient import kernels
+
+HERE = Path(__file__).parent
+CASES = (
+    'attention', 'attention, half', 'regularized_inverse, 1 landmarks',
+    'regularized_inverse, 11 landmarks', 'regularized_inverse, 49 landmarks',
+    'normalized_inverse, 1 landmarks', 'normalized_inverse, 11 landmarks',
+    'normalized_inverse, 49 landmarks', 'normalized_inverse, equal degrees',
+    'sigmoid_focal_loss', 'sigmoid_focal_loss, half', 'sigmoid_focal_loss, gamma 0')
+
+
+@pytest.fixture
+def switched_on(monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.setattr(kernels, 'enabled', False)
+    kernels.switch(True)
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """By case, what Triton's interpreter computed."""
+    pytest.importorskip('triton')
+    path = tmp_path_factory.mktemp('kernels') / 'results.json'
+    subprocess.run([sys.executable, HERE / 'interpreted.py', path], check=True,
+                   env=dict(os.environ, PYTHONPATH=os.pathsep.join(
+                       [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')])))
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_kernels_compute_the_plain_form(results, case):
+    """As accurately as the plain form in float32, value and every gradient."""
+    found = results[case]
+    name = case.partition(',')[0].replace('attention', 'gaussian_attention')
+    assert found['operators'] == [
+        f'mm_efficient::{name}', f'mm_efficient::{name}_backward']
+    # A gradient that is in half precision is rounded to it
+    rounding = 1e-3 if 'half' in case else 2e-6
+    for fused, plain in zip(found['fused'], found['plain'], strict=True):
+        assert fused <= 4 * plain + rounding
+
+
+def test_all_interpreted_cases_are_compared(results):
+    assert set(results) == {*CASES, 'compiled'}
+
+
+def test_kernels_compile_to_one_graph(results):
+    for name, found in results['compiled'].items():
+        assert len(found['operators']) == 2, name
+        assert max(found['errors']) < 1e-6, name
+
+
+def test_kernels_are_off_by_default():
+    assert not kernels.enabled
+    with FakeTensorMode():
+        assert not kernels.use_kernel(torch.empty(2, device='cuda'))
+
+
+def test_kernels_serve_float32_and_half_on_a_gpu(switched_on):
+    assert not kernels.use_kernel(torch.empty(2))
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            assert kernels.use_kernel(torch.empty(2, device='cuda', dtype=dtype))
+        assert not kernels.use_kernel(torch.empty(2, device='cuda').double())
+    kernels.switch(False)
+    test_kernels_are_off_by_default()
+
+
+@pytest.mark.parametrize('value', ['1', '0', ''])
+def test_environment_switches_kernels(monkeypatch, value):
+    pytest.importorskip('triton')
+    monkeypatch.setenv('MM_EFFICIENT_KERNELS', value)
+    try:
+        assert importlib.reload(kernels).enabled == (value == '1')
+    finally:
+        kernels.switch(False)
+
+
+def test_without_triton_the_switch_warns(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setenv('MM_EFFICIENT_KERNELS', '1')
+    with pytest.warns(UserWarning, match='no effect: Triton is not installed'):
+        importlib.reload(kernels)
+    assert not kernels.enabled
+
+
+def kernel_functions():
+    """Every kernel that is launched, its sizes in SOFT, by name."""
+    newton, attention, focal = (importlib.import_module(f'mm_efficient.kernels.{name}')
+                         for name in kernels.MODULES)
+    start = dict(HALVINGS=10, LIMIT=1.01)
+    # Of 64 landmarks, the largest, only what compiles in seconds
+    yield from ((newton, name, {**constants, 'BLOCK': block})
+                for name, block, constants in (
+                    ('_regularized', 64, dict(REGULARIZER=0.01)),
+                    ('_regularized_backward', 64, {}), ('_normalized', 32, start),
+                    ('_normalized_backward', 32, start),
+                    ('_largest_degree_backward', 64, {})))
+    yield from ((attention, name, dict(D=32, M=64, N=attention.TOKENS))
+                for name in ('_summarise', '_mix', '_mix_backward', '_distribute',
+                             '_distribute_backward'))
+
+
+    yield from ((focal, '_focal', dict(WEIGHTED=True, SLOPE=slope, BLOCK=focal.BLOCK))
+                for slope in (False, True))
+
+
+NUMBERS = {'m', 'heads', 'steps', 'tokens', 'part_tokens', 'number', 'entries',
+           'classes'}
+HALF = {'query', 'value', 'grad', 'grad_query', 'grad_value'}
+
+
+def compile_for_gpu(module, name, constants):
+    """Compile a kernel for a Hopper GPU, without one."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    function = getattr(module, name)
+    signature = {}
+    for argument in function.arg_names:
+        if argument in NUMBERS or argument[1:2] == '_':
+            signature[argument] = 'i32'
+        elif argument == 'target':
+            signature[argument] = '*i64'
+        elif argument in HALF and 'attention' in module.__name__:
+            signature[argument] = '*fp16'
+        else:
+            signature[argument] = (
+                'fp32' if argument in ('zero', 'gamma', 'alpha') else '*fp32')
+    constants = {key: value for key, value in constants.items() if key in signature}
+    source = triton.compiler.ASTSource(
+        function, {**signature, **dict.fromkeys(constants, 'constexpr')}, constants)
+    return triton.compile(source, target=GPUTarget('cuda', 90, 32),
+                          options=dict(num_warps=module.WARPS))
+
+
+def stack_bytes(cubin, folder):
+    """What a thread keeps outside its registers."""
+    import triton
+    path = folder / 'kernel.cubin'
+    path.write_bytes(cubin)
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    usage = subprocess.run([tool, '--dump-resource-usage', path], check=True,
+                           capture_output=True, text=True).stdout
+    return int(usage.partition('STACK:')[2].split()[0])
+
+
+def test_kernels_compile_for_a_gpu_and_fit(tmp_path, monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    for module, name, constants in kernel_functions():
+        compiled = compile_for_gpu(module, name, constants)
+        assert stack_bytes(compiled.asm['cubin'], tmp_path) == 0, name
+        # 99 KiB is what the smallest GPUs with tensor cores since Ampere have
+        assert compiled.metadata.shared <= 99 * 1024, name
