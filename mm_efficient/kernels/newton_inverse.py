@@ -35,11 +35,17 @@ def _entries(m, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _regularized(kernel, inverse, m, steps, REGULARIZER: tl.constexpr,
-                 BLOCK: tl.constexpr):
+def _own(matrices, m, BLOCK: tl.constexpr):
+    """Offsets, mask and values of the matrix of this program."""
     offsets, mask = _entries(m, BLOCK)
     offsets += tl.program_id(0).to(tl.int64) * m * m
-    matrix = tl.load(kernel + offsets, mask, 0.)
+    return offsets, mask, tl.load(matrices + offsets, mask, 0.)
+
+
+@triton.jit
+def _regularized(kernel, inverse, m, steps, REGULARIZER: tl.constexpr,
+                 BLOCK: tl.constexpr):
+    offsets, mask, matrix = _own(kernel, m, BLOCK)
     row_sum = tl.max(tl.sum(matrix, 1), 0)
     index = tl.arange(0, BLOCK)
     diagonal = (index[:, None] == index[None, :]) & mask
@@ -52,18 +58,18 @@ def _regularized(kernel, inverse, m, steps, REGULARIZER: tl.constexpr,
 
 @triton.jit
 def _regularized_backward(inverse, grad, out, m, BLOCK: tl.constexpr):
-    offsets, mask = _entries(m, BLOCK)
-    offsets += tl.program_id(0).to(tl.int64) * m * m
-    transposed = tl.trans(tl.load(inverse + offsets, mask, 0.))
+    offsets, mask, matrix = _own(inverse, m, BLOCK)
+    transposed = tl.trans(matrix)
     moved = _product(transposed, tl.load(grad + offsets, mask, 0.), BLOCK)
     moved = _product(moved, transposed, BLOCK)
     tl.store(out + offsets, -moved, mask)
 
 
 @triton.jit
-def _start_factor(kernel, first, heads, m, HALVINGS: tl.constexpr,
-                  LIMIT: tl.constexpr, BLOCK: tl.constexpr):
-    """Start factor of an image whose matrices begin at ``first``."""
+def _start_factor(kernel, heads, m, HALVINGS: tl.constexpr, LIMIT: tl.constexpr,
+                  BLOCK: tl.constexpr):
+    """Start factor of the image that this program's matrix belongs to."""
+    first = tl.program_id(0).to(tl.int64) // heads * heads
     offsets, mask = _entries(m, BLOCK)
     largest = 0.
     bound = 0.
@@ -90,12 +96,8 @@ def _scale(degree):
 @triton.jit
 def _normalized(kernel, inverse, heads, m, steps, HALVINGS: tl.constexpr,
                 LIMIT: tl.constexpr, BLOCK: tl.constexpr):
-    program = tl.program_id(0).to(tl.int64)
-    alpha = _start_factor(kernel, program // heads * heads, heads, m, HALVINGS, LIMIT,
-                          BLOCK)
-    offsets, mask = _entries(m, BLOCK)
-    offsets += program * m * m
-    matrix = tl.load(kernel + offsets, mask, 0.)
+    alpha = _start_factor(kernel, heads, m, HALVINGS, LIMIT, BLOCK)
+    offsets, mask, matrix = _own(kernel, m, BLOCK)
     x = alpha * matrix
     for _ in range(steps):
         x = 2 * x - _product(x, _product(matrix, x, BLOCK), BLOCK)
@@ -113,12 +115,8 @@ def _normalized_backward(kernel, grad, out, by_alpha, heads, m, steps, zero,
     ``-sum_j H_ij X_ij / D_i``. An added ``zero`` hides from the compiler that products
     share a factor; it would keep that in registers, of which there are not enough.
     """
-    program = tl.program_id(0).to(tl.int64)
-    alpha = _start_factor(kernel, program // heads * heads, heads, m, HALVINGS, LIMIT,
-                          BLOCK)
-    offsets, mask = _entries(m, BLOCK)
-    offsets += program * m * m
-    matrix = tl.load(kernel + offsets, mask, 0.)
+    alpha = _start_factor(kernel, heads, m, HALVINGS, LIMIT, BLOCK)
+    offsets, mask, matrix = _own(kernel, m, BLOCK)
     degree = tl.sum(matrix, 1)
     scale = _scale(degree)
     direction = scale[:, None] * tl.load(grad + offsets, mask, 0.) * scale[None, :]
@@ -133,7 +131,8 @@ def _normalized_backward(kernel, grad, out, by_alpha, heads, m, steps, zero,
         tangent -= _product(x, moved, BLOCK)
         x = 2 * x - _product(x + zero, factor + zero, BLOCK)
     shares = tl.sum(direction * x, 1)
-    tl.store(by_alpha + program, tl.sum(shares + tl.sum(tangent * matrix, 1), 0))
+    shared = tl.sum(shares + tl.sum(tangent * matrix, 1), 0)
+    tl.store(by_alpha + tl.program_id(0), shared)
     by_degree = -shares / tl.where(degree > 0, degree, 1.)
     tl.store(out + offsets, tangent + by_degree[:, None], mask)
 
@@ -141,8 +140,7 @@ def _normalized_backward(kernel, grad, out, by_alpha, heads, m, steps, zero,
 @triton.jit
 def _largest_degree_backward(kernel, by_alpha, out, heads, m, BLOCK: tl.constexpr):
     """Add the gradient of the largest degree, which equal ones share as in amax."""
-    program = tl.program_id(0).to(tl.int64)
-    first = program // heads * heads
+    first = tl.program_id(0).to(tl.int64) // heads * heads
     offsets, mask = _entries(m, BLOCK)
     largest = 0.
     count = 0.
@@ -156,9 +154,9 @@ def _largest_degree_backward(kernel, by_alpha, out, heads, m, BLOCK: tl.constexp
                          tl.where(top == largest, count + number, count))
         largest = tl.maximum(largest, top)
         total += tl.load(by_alpha + first + head)
-    degree = tl.sum(tl.load(kernel + program * m * m + offsets, mask, 0.), 1)
+    offsets, mask, matrix = _own(kernel, m, BLOCK)
+    degree = tl.sum(matrix, 1)
     share = tl.where(degree == largest, -total / (largest * count), 0.)
-    offsets += program * m * m
     grad = tl.load(out + offsets, mask, 0.)
     tl.store(out + offsets, grad + share[:, None], mask)
 

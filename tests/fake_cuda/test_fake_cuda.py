@@ -76,16 +76,16 @@ def test_nothing_leaves_the_gpu(results):
 
 @pytest.mark.parametrize('variant', BOUNDS)
 def test_launches_and_bytes_do_not_grow(results, variant):
-    within(results['launches'][variant], BOUNDS[variant])
+    assert_within(results['launches'][variant], BOUNDS[variant])
 
 
 @pytest.mark.parametrize('variant', KERNEL_BOUNDS)
 def test_kernels_save_launches_and_bytes(results, variant):
     pytest.importorskip('triton')
-    within(results['with kernels'][variant], KERNEL_BOUNDS[variant])
+    assert_within(results['with kernels'][variant], KERNEL_BOUNDS[variant])
 
 
-def within(found, bounds):
+def assert_within(found, bounds):
     launches, gigabytes = bounds
     assert 0.9 * launches < found['kernels'] <= launches
     assert 0.9 * gigabytes < found['gigabytes'] <= gigabytes

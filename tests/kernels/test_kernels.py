@@ -104,8 +104,9 @@ def test_without_triton_the_switch_warns(monkeypatch):
 
 def kernel_functions():
     """Every kernel that is launched, its sizes in SOFT, by name."""
-    newton, attention, focal = (importlib.import_module(f'mm_efficient.kernels.{name}')
-                         for name in kernels.MODULES)
+    newton, attention, focal = (
+        importlib.import_module(f'mm_efficient.kernels.{name}')
+        for name in kernels.MODULES)
     start = dict(HALVINGS=10, LIMIT=1.01)
     # Of 64 landmarks, the largest, only what compiles in seconds
     yield from ((newton, name, {**constants, 'BLOCK': block})
@@ -117,8 +118,6 @@ def kernel_functions():
     yield from ((attention, name, dict(D=32, M=64, N=attention.TOKENS))
                 for name in ('_summarise', '_mix', '_mix_backward', '_distribute',
                              '_distribute_backward'))
-
-
     yield from ((focal, '_focal', dict(WEIGHTED=True, SLOPE=slope, BLOCK=focal.BLOCK))
                 for slope in (False, True))
 

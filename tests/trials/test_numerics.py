@@ -168,8 +168,10 @@ def test_images(count, variant):
             good = all(tensor.isfinite().all() for tensor in (
                 *outs, *(p.grad for p in model.parameters())))
             finite += good
-            # Norms multiply the gradient by 316 each where nothing varies
-            assert good or name == 'zero'
+            # Norms multiply the gradient by 316 each where nothing varies, batch norms
+            # in training and layer norms always
+            assert good or name == 'zero' and (
+                training or variant == 'ecoformer_twins_s')
             model.load_state_dict(state)
     count(f'{variant}: images of zeros, constant, with a column of 1e6, of values '
           'around 1e2 to 1e12, in evaluation and training', tried=2 * len(IMAGES),
