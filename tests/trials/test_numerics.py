@@ -144,6 +144,10 @@ IMAGES = dict(zero=lambda x: 0 * x, constant=lambda x: 0 * x + 2,
               pixel=lambda x: x.index_fill(3, torch.tensor([5]), 1e6),
               **{f'{scale:.0e}': partial(torch.mul, scale)
                  for scale in (1e2, 1e4, 1e8, 1e12)})
+# Variant, image, whether in training. Where nothing varies, norms multiply the gradient
+# by 316 each; ReduceFormer squares an image that untrained batch norms leave as it is.
+OVERFLOWING = [('lowformer_b0', 'zero', True), ('ecoformer_twins_s', 'zero', True),
+               ('ecoformer_twins_s', 'zero', False), ('reduceformer_b1', '1e+12', False)]
 
 
 @pytest.mark.trials
@@ -168,10 +172,7 @@ def test_images(count, variant):
             good = all(tensor.isfinite().all() for tensor in (
                 *outs, *(p.grad for p in model.parameters())))
             finite += good
-            # Norms multiply the gradient by 316 each where nothing varies, batch norms
-            # in training and layer norms always
-            assert good or name == 'zero' and (
-                training or variant == 'ecoformer_twins_s')
+            assert good or (variant, name, training) in OVERFLOWING
             model.load_state_dict(state)
     count(f'{variant}: images of zeros, constant, with a column of 1e6, of values '
           'around 1e2 to 1e12, in evaluation and training', tried=2 * len(IMAGES),
