@@ -146,8 +146,9 @@ IMAGES = dict(zero=lambda x: 0 * x, constant=lambda x: 0 * x + 2,
                  for scale in (1e2, 1e4, 1e8, 1e12)})
 # Variant, image, whether in training. Where nothing varies, norms multiply the gradient
 # by 316 each; ReduceFormer squares an image that untrained batch norms leave as it is.
-OVERFLOWING = [('lowformer_b0', 'zero', True), ('ecoformer_twins_s', 'zero', True),
-               ('ecoformer_twins_s', 'zero', False), ('reduceformer_b1', '1e+12', False)]
+OVERFLOWING = [
+    ('lowformer_b0', 'zero', True), ('ecoformer_twins_s', 'zero', True),
+    ('ecoformer_twins_s', 'zero', False), ('reduceformer_b1', '1e+12', False)]
 
 
 @pytest.mark.trials
