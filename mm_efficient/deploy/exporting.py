@@ -319,4 +319,6 @@ def _count_operators(path: Path) -> dict[str, int]:
     import onnx
     model = onnx.load(str(path), load_external_data=False)
     nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    for node in nodes:  # grows by the bodies of loops
+        nodes += [n for attribute in node.attribute for n in attribute.g.node]
     return dict(Counter(node.op_type for node in nodes).most_common())

@@ -5,6 +5,7 @@ stage differ in their weights only, so each kind is exported once, as a function
 takes the weights as inputs, and the graph calls it. Runtimes inline functions as they
 load a file.
 """
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +41,13 @@ class Function(nn.Module):
         """Apply the module with these weights."""
         module, = self._module
         state = dict(zip(_weights(module), weights, strict=True))
-        return torch.func.functional_call(module, state, (x, ))
+        with getattr(module, 'onnx_form', contextlib.nullcontext)():
+            return torch.func.functional_call(module, state, (x, ))
+
+    def definitions(self) -> tuple[str, ...]:
+        """Functions that this one calls, as text."""
+        module, = self._module
+        return getattr(module, 'onnx_definitions', ())
 
     def arguments(self) -> tuple[Tensor, list[Tensor]]:
         """Arguments to trace :meth:`forward` with; their values do not matter."""
@@ -106,6 +113,8 @@ def split_functions(model: nn.Module) -> list[Function]:
     """Replace modules of our backbones by calls.
 
     These are blocks like others, and modules with a true attribute ``onnx_function``.
+    Such a module may have ``onnx_form``, a function that returns the context to trace
+    it in, and ``onnx_definitions``, texts of the functions that it calls there.
 
     Args:
         model (nn.Module): Model to export, in eval mode; changed in place.
@@ -183,8 +192,13 @@ def define_functions(model: Any, functions: Sequence[Function]) -> None:
         model (onnxscript.ir.Model): ONNX of a :class:`Library`, changed in place.
         functions (Sequence[Function]): Its functions.
     """
+    from onnx.parser import parse_function
     from onnxscript import ir, optimizer
     graph = model.graph
+    header = f'<domain: "{DOMAIN}", opset_import: ["": {model.opset_imports[""]}]>'
+    for text in dict.fromkeys(sum((each.definitions() for each in functions), ())):
+        definition = ir.from_proto(parse_function(header + text))
+        model.functions[definition.identifier()] = definition
     sizes = [1 + len(function.arguments()[1]) for function in functions]
     inputs, outputs = graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]
     del graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]

@@ -26,8 +26,10 @@ def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path, normalized):
     assert [size.dim_param for size in sizes] == ['batch', '', 'height', 'width']
     called = [node.op_type for node in file.graph.node if node.domain == 'mm_efficient']
     assert called == ['SOFTBlock_1', 'SOFTBlock_1']
-    (inverse, block) = file.functions
+    steps, inverse, block = file.functions
     assert [inverse.name, block.name] == ['LandmarkInverse_0', 'SOFTBlock_1']
+    assert [node.op_type for node in inverse.node].count(steps.name) == 1
+    assert [node.op_type for node in steps.node] == ['Constant', 'Loop']
     assert [node.op_type for node in block.node].count('LandmarkInverse_0') == 1
     assert len(file.graph.node) < 40
     run = load_exported(tmp_path / 'a.onnx', 'onnx')

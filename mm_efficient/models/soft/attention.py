@@ -15,7 +15,12 @@ from ..layers import (
 )
 from .area_pooling import area_pool
 from .gaussian_attention import gaussian_attention, gaussian_kernel, landmark_kernel
-from .newton_inverse import normalized_inverse, regularized_inverse
+from .newton_inverse import (
+    ONNX_STEPS,
+    normalized_inverse,
+    onnx_steps,
+    regularized_inverse,
+)
 
 HEAD_DIMS = 32
 
@@ -27,7 +32,9 @@ class LandmarkInverse(nn.Module):
         normalized (bool): Use the degree-normalised inverse.
     """
 
-    onnx_function = True  # twenty steps, which are the same in all blocks
+    onnx_function = True  # the same in all blocks
+    onnx_form = staticmethod(onnx_steps)
+    onnx_definitions = (ONNX_STEPS, )
 
     def __init__(self, normalized: bool):
         super().__init__()
