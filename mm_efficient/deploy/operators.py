@@ -1,4 +1,4 @@
-"""NMS and RoIAlign as single operators with fixed output shapes.
+"""NMS and RoIAlign as single operators with fixed output shapes, and resizing.
 
 Inside, shapes depend on values: how many boxes NMS keeps, which RoIs belong to which
 feature map. As single operators they hide that from tracers. ONNX has operators for
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 ONNX_INT64 = 7  # onnx.TensorProto.INT64; ONNX need not be installed
 
@@ -39,6 +41,10 @@ def _pyramid_roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor,
     return out
 
 
+def _resize_bilinear(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x, (height, width), mode='bilinear', align_corners=False)
+
+
 _padded_nms_op: Any = _padded_nms
 _pyramid_roi_align_op: Any = _pyramid_roi_align
 if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.6
@@ -46,6 +52,9 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.
         'mm_efficient::padded_nms', _padded_nms, mutates_args=())
     _pyramid_roi_align_op = torch.library.custom_op(
         'mm_efficient::pyramid_roi_align', _pyramid_roi_align, mutates_args=())
+
+    _resize_bilinear_op = torch.library.custom_op(
+        'mm_efficient::resize_bilinear', _resize_bilinear, mutates_args=())
 
     @_padded_nms_op.register_fake
     def _(boxes: Tensor, scores: Tensor, iou_threshold: float,
@@ -56,6 +65,29 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.
     def _(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float],
           size: int, sampling_ratio: int) -> Tensor:
         return maps[0].new_empty((rois.shape[0], maps[0].shape[1], size, size))
+
+    @_resize_bilinear_op.register_fake
+    def _(x: Tensor, height: int, width: int) -> Tensor:
+        return x.new_empty((*x.shape[:2], height, width))
+
+
+class ResizeAsOperator(TorchFunctionMode):
+    """For ONNX: bilinear resizing to dynamic sizes as a single operator.
+
+    PyTorch's own computes the shape of its output by tracing the interpolation of every
+    row and column, four times in an export.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
+        """See ``TorchFunctionMode``."""
+        found = kwargs or {}
+        size = found.get('size') if func is F.interpolate else None
+        if (isinstance(size, (tuple, list)) and found.get('mode') == 'bilinear'
+                and not found.get('align_corners') and not found.get('antialias')
+                and any(isinstance(each, torch.SymInt) for each in size)):
+            return torch.ops.mm_efficient.resize_bilinear(*args, *size)
+        return func(*args, **found)
 
 
 def padded_nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
@@ -103,14 +135,15 @@ def pyramid_roi_align(maps: Sequence[Tensor], rois: Tensor, levels: Tensor,
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """Translations of both operators for ``torch.onnx.export``.
+    """Translations of these operators for ``torch.onnx.export``.
 
     Returns:
         dict: Its ``custom_translation_table``.
     """
     ops = torch.ops.mm_efficient
     return {ops.padded_nms.default: _onnx_padded_nms,
-            ops.pyramid_roi_align.default: _onnx_pyramid_roi_align}
+            ops.pyramid_roi_align.default: _onnx_pyramid_roi_align,
+            ops.resize_bilinear.default: _onnx_resize_bilinear}
 
 
 def _onnx_opset() -> Any:
@@ -162,3 +195,12 @@ def _onnx_pyramid_roi_align(maps: Any, rois: Any, levels: Any, scales: Sequence[
     features = op.Concat(*parts, axis=0)
     index = op.Unsqueeze(op.Concat(*indices, axis=0), ints(1))
     return op.ScatterND(op.ConstantOfShape(op.Shape(features)), index, features)
+
+
+def _onnx_resize_bilinear(x: Any, height: Any, width: Any) -> Any:
+    op = _onnx_opset()
+    sizes = [op.Constant(value_ints=[size]) if isinstance(size, int) else
+             op.Reshape(size, _onnx_ints(1)) for size in (height, width)]
+    return op.Resize(x, None, None, op.Concat(op.Shape(x, start=0, end=2), *sizes,
+                                              axis=0),
+                     mode='linear', coordinate_transformation_mode='half_pixel')

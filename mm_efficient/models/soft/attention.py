@@ -45,6 +45,17 @@ class LandmarkInverse(nn.Module):
         return self.invert(kernel)
 
 
+class GaussianAttention(nn.Module):
+    """Attention ``K M (K^T v)``, see :func:`gaussian_attention`."""
+
+    onnx_function = True  # the same in all stages
+
+    def forward(self, query: Tensor, landmarks: Tensor, value: Tensor,
+                inverse: Tensor) -> Tensor:
+        """(B, heads, N, d), and m landmarks and their inverse -> (B, heads, N, d)."""
+        return gaussian_attention(query, landmarks, value, inverse)
+
+
 @register_notrace_module
 class SOFTAttention(nn.Module):
     """Gaussian-kernel attention through landmarks, plus a convolution of the values.
@@ -70,6 +81,7 @@ class SOFTAttention(nn.Module):
         super().__init__()
         self.num_heads = embed_dims // HEAD_DIMS
         self.inverse = LandmarkInverse(normalized)
+        self.mix = GaussianAttention()
         self.pretrain_grid = pretrain_grid
         self.q = nn.Linear(embed_dims, embed_dims)
         self.v = nn.Linear(embed_dims, embed_dims)
@@ -118,8 +130,8 @@ class SOFTAttention(nn.Module):
     def _attend(self, query: Tensor, value: Tensor) -> Tensor:
         """(B, h, w, C), twice -> (B, h, w, heads, d)."""
         landmarks, inverse = self._landmarks_and_inverse(query)
-        out = gaussian_attention(self._split_heads(query), landmarks,
-                                 self._split_heads(value), inverse)
+        out = self.mix(self._split_heads(query), landmarks, self._split_heads(value),
+                       inverse)
         return out.unflatten(2, query.shape[1:3]).permute(0, 2, 3, 1, 4)
 
     def _landmarks_and_inverse(self, query: Tensor) -> tuple[Tensor, Tensor]:
