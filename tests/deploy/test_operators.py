@@ -1,12 +1,14 @@
-"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX."""
+"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX; resizing."""
 import pytest
 import torch
+import torch.nn.functional as F
 from mmcv.ops import batched_nms
 from mmdet.models import SingleRoIExtractor
 from torch import nn
 
 from mm_efficient.deploy.detectors import extract_roi_features, grouped_nms
 from mm_efficient.deploy.operators import (
+    ResizeAsOperator,
     onnx_translations,
     padded_nms,
     pyramid_roi_align,
@@ -148,3 +150,20 @@ def test_torchscript_and_exported_programs(module, x, tmp_path):
     program = torch.export.export(module, x)
     torch.export.save(program, tmp_path / 'a.pt2')
     assert torch.equal(torch.export.load(tmp_path / 'a.pt2').module()(*x), expected)
+
+
+@pytest.mark.skipif(torch.__version__ < '2.6', reason='exporting needs PyTorch 2.6')
+@pytest.mark.parametrize('dynamic', [True, False])
+def test_resizing_to_dynamic_sizes_is_one_operator(dynamic):
+    class Resize(nn.Module):
+        def forward(self, x, y):
+            return F.interpolate(x, y.shape[2:], mode='bilinear', align_corners=False)
+    x, y = torch.rand(2, 3, 7, 7), torch.rand(1, 1, 5, 9)
+    auto = torch.export.Dim.AUTO
+    with ResizeAsOperator():
+        program = torch.export.export(
+            Resize(), (x, y), dynamic_shapes=({}, {2: auto, 3: auto}) if dynamic else None)
+    operator = torch.ops.mm_efficient.resize_bilinear.default
+    assert dynamic == (operator in {node.target for node in program.graph.nodes})
+    z = y[:, :, :4, :3] if dynamic else y
+    torch.testing.assert_close(program.module()(x, z), Resize()(x, z))
