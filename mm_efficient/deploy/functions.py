@@ -229,7 +229,7 @@ def define_functions(model: Any, functions: Sequence[Function]) -> None:
     for text in dict.fromkeys(sum((each.definitions() for each in functions), ())):
         definition = ir.from_proto(parse_function(header + text))
         model.functions[definition.identifier()] = definition
-    counts = {function.name: [*map(len, function.arguments())] for function in functions}
+    counts = {each.name: [*map(len, each.arguments())] for each in functions}
     _split_calls(graph, counts)
     sizes = [*map(sum, counts.values())]
     inputs, outputs = graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]

@@ -45,7 +45,6 @@ def test_soft_in_onnx_calls_its_blocks_and_inverse(tmp_path, normalized):
 @pytest.mark.parametrize('arch', ['tiny', 'huge'])
 def test_functions_are_as_many_in_deep_models(arch):
     model = SOFT({**SOFT.ARCHS[arch], 'embed_dims': [32] * 4}, normalized=True).eval()
-    num_blocks = sum(len(stage.blocks) for stage in model.stages)
     functions = split_functions(model)
     assert sorted(function.name.split('_')[0] for function in functions) == [
         'GaussianAttention', 'LandmarkInverse', 'SOFTBlock', 'SOFTBlock', 'SOFTBlock',

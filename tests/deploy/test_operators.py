@@ -159,10 +159,10 @@ def test_resizing_to_dynamic_sizes_is_one_operator(dynamic):
         def forward(self, x, y):
             return F.interpolate(x, y.shape[2:], mode='bilinear', align_corners=False)
     x, y = torch.rand(2, 3, 7, 7), torch.rand(1, 1, 5, 9)
-    auto = torch.export.Dim.AUTO
+    sizes = {}, dict.fromkeys((2, 3), torch.export.Dim.AUTO)
     with ResizeAsOperator():
-        program = torch.export.export(
-            Resize(), (x, y), dynamic_shapes=({}, {2: auto, 3: auto}) if dynamic else None)
+        program = torch.export.export(Resize(), (x, y),
+                                      dynamic_shapes=sizes if dynamic else None)
     operator = torch.ops.mm_efficient.resize_bilinear.default
     assert dynamic == (operator in {node.target for node in program.graph.nodes})
     z = y[:, :, :4, :3] if dynamic else y
