@@ -196,8 +196,8 @@ def _chains(names: Sequence[str], calls: Calls) -> list[list[str]]:
     chains: list[list[str]] = []
     end = None
     for name in names[::-1]:
-        (x, *_), output = calls[name][0]
-        if x is end:
+        (x, *others), output = calls[name][0]
+        if x is end and not others:
             chains[-1].append(name)
         else:
             chains.append([name])
