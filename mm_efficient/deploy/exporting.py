@@ -28,7 +28,7 @@ from .coreml import export_coreml
 from .functions import Library, define_functions, split_functions
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
-from .operators import ResizeAsOperator, onnx_translations
+from .operators import SingleOperators, onnx_translations
 from .verification import ParityResult, measure_parity, predict
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.pt', 'torch-export': '.pt2',
@@ -266,7 +266,7 @@ def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, opset: int | N
     sizes = [function.dynamic_sizes() for function in functions]
     others = [tensor for inputs, weights in arguments[1]
               for tensor in (*inputs, *weights)]
-    with ResizeAsOperator():
+    with SingleOperators():
         exported = torch.export.export(
             Library(module, functions), arguments,
             dynamic_shapes=None if static else (_image_sizes(), sizes))

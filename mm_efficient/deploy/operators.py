@@ -1,4 +1,4 @@
-"""NMS and RoIAlign as single operators with fixed output shapes, and resizing.
+"""NMS and RoIAlign as single operators with fixed output shapes; others for ONNX.
 
 Inside, shapes depend on values: how many boxes NMS keeps, which RoIs belong to which
 feature map. As single operators they hide that from tracers. ONNX has operators for
@@ -45,6 +45,10 @@ def _resize_bilinear(x: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(x, (height, width), mode='bilinear', align_corners=False)
 
 
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
 _padded_nms_op: Any = _padded_nms
 _pyramid_roi_align_op: Any = _pyramid_roi_align
 if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.6
@@ -55,6 +59,8 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.
 
     _resize_bilinear_op = torch.library.custom_op(
         'mm_efficient::resize_bilinear', _resize_bilinear, mutates_args=())
+    _layer_norm_op = torch.library.custom_op(
+        'mm_efficient::layer_norm', _layer_norm, mutates_args=())
 
     @_padded_nms_op.register_fake
     def _(boxes: Tensor, scores: Tensor, iou_threshold: float,
@@ -70,24 +76,37 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.
     def _(x: Tensor, height: int, width: int) -> Tensor:
         return x.new_empty((*x.shape[:2], height, width))
 
+    @_layer_norm_op.register_fake
+    def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return x.new_empty(x.shape)
 
-class ResizeAsOperator(TorchFunctionMode):
-    """For ONNX: bilinear resizing to dynamic sizes as a single operator.
 
-    PyTorch's own computes the shape of its output by tracing the interpolation of every
-    row and column, four times in an export.
+class SingleOperators(TorchFunctionMode):
+    """For ONNX: bilinear resizing and layer norms of dynamic sizes as single operators.
+
+    PyTorch's own compute the shape of their output by tracing their formula, and an
+    export does so four times.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (),
                            kwargs: Any = None) -> Any:
         """See ``TorchFunctionMode``."""
         found = kwargs or {}
-        size = found.get('size') if func is F.interpolate else None
-        if (isinstance(size, (tuple, list)) and found.get('mode') == 'bilinear'
-                and not found.get('align_corners') and not found.get('antialias')
-                and any(isinstance(each, torch.SymInt) for each in size)):
-            return torch.ops.mm_efficient.resize_bilinear(*args, *size)
+        ops = torch.ops.mm_efficient
+        if func is F.interpolate and _is_dynamic(found['size']) and (
+                found['mode'] == 'bilinear'
+                and not found['align_corners'] and not found['antialias']):
+            return ops.resize_bilinear(*args, *found['size'])
+        if func is F.layer_norm and _is_dynamic(args[0].shape) and (
+                len(args[1]) == 1
+                and found['weight'] is not None and found['bias'] is not None):
+            return ops.layer_norm(args[0], found['weight'], found['bias'], found['eps'])
         return func(*args, **found)
+
+
+def _is_dynamic(size: Any) -> bool:
+    return isinstance(size, (tuple, list)) and any(
+        isinstance(each, torch.SymInt) for each in size)
 
 
 def padded_nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
@@ -143,7 +162,8 @@ def onnx_translations() -> dict[Any, Any]:
     ops = torch.ops.mm_efficient
     return {ops.padded_nms.default: _onnx_padded_nms,
             ops.pyramid_roi_align.default: _onnx_pyramid_roi_align,
-            ops.resize_bilinear.default: _onnx_resize_bilinear}
+            ops.resize_bilinear.default: _onnx_resize_bilinear,
+            ops.layer_norm.default: _onnx_layer_norm}
 
 
 def _onnx_opset() -> Any:
@@ -204,3 +224,8 @@ def _onnx_resize_bilinear(x: Any, height: Any, width: Any) -> Any:
     return op.Resize(x, None, None, op.Concat(op.Shape(x, start=0, end=2), *sizes,
                                               axis=0),
                      mode='linear', coordinate_transformation_mode='half_pixel')
+
+
+def _onnx_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    y, *_ = _onnx_opset().LayerNormalization(x, weight, bias, axis=-1, epsilon=eps)
+    return y

@@ -1,4 +1,4 @@
-"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX; resizing."""
+"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX; others."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import nn
 
 from mm_efficient.deploy.detectors import extract_roi_features, grouped_nms
 from mm_efficient.deploy.operators import (
-    ResizeAsOperator,
+    SingleOperators,
     onnx_translations,
     padded_nms,
     pyramid_roi_align,
@@ -152,18 +152,26 @@ def test_torchscript_and_exported_programs(module, x, tmp_path):
     assert torch.equal(torch.export.load(tmp_path / 'a.pt2').module()(*x), expected)
 
 
+class Resized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(7)
+
+    def forward(self, x, y):
+        return F.interpolate(self.norm(x), y.shape[2:], mode='bilinear')
+
+
 @pytest.mark.skipif(torch.__version__ < '2.6', reason='exporting needs PyTorch 2.6')
 @pytest.mark.parametrize('dynamic', [True, False])
-def test_resizing_to_dynamic_sizes_is_one_operator(dynamic):
-    class Resize(nn.Module):
-        def forward(self, x, y):
-            return F.interpolate(x, y.shape[2:], mode='bilinear', align_corners=False)
-    x, y = torch.rand(2, 3, 7, 7), torch.rand(1, 1, 5, 9)
-    sizes = {}, dict.fromkeys((2, 3), torch.export.Dim.AUTO)
-    with ResizeAsOperator():
-        program = torch.export.export(Resize(), (x, y),
-                                      dynamic_shapes=sizes if dynamic else None)
-    operator = torch.ops.mm_efficient.resize_bilinear.default
-    assert dynamic == (operator in {node.target for node in program.graph.nodes})
-    z = y[:, :, :4, :3] if dynamic else y
-    torch.testing.assert_close(program.module()(x, z), Resize()(x, z))
+def test_single_operators_where_sizes_are_dynamic(dynamic):
+    x, y, model = torch.rand(2, 3, 6, 7), torch.rand(1, 1, 5, 9), Resized()
+    auto = torch.export.Dim.AUTO
+    with SingleOperators():
+        program = torch.export.export(model, (x, y), dynamic_shapes=(
+            {0: auto}, {2: auto, 3: auto}) if dynamic else None)
+    called = {str(node.target) for node in program.graph.nodes}
+    assert dynamic == ({'mm_efficient.layer_norm.default',
+                        'mm_efficient.resize_bilinear.default'} <= called)
+    if dynamic:
+        x, y = x.repeat(2, 1, 1, 1), y[..., :3]
+    torch.testing.assert_close(program.module()(x, y), model(x, y))
