@@ -225,6 +225,7 @@ def define_functions(model: Any, functions: Sequence[Function]) -> None:
     from onnx.parser import parse_function
     from onnxscript import ir, optimizer
     graph = model.graph
+    definition: Any
     header = f'<domain: "{DOMAIN}", opset_import: ["": {model.opset_imports[""]}]>'
     for text in dict.fromkeys(sum((each.definitions() for each in functions), ())):
         definition = ir.from_proto(parse_function(header + text))
