@@ -17,7 +17,7 @@ from .family_settings import FamilySettings, read_family_settings
 from .stock import find_backbone, find_levels
 from .successors import fit_successors
 from .training import (
-    frozen_settings,
+    kept_settings,
     set_family_rest,
     set_normalisation,
     set_optimizer,
@@ -172,7 +172,7 @@ def _fit_model(draft: Draft, host: Place, family: FamilySettings) -> None:
     pretrained = family.is_published and (
         scope != 'mmpretrain' or bool(old.get('init_cfg')))
     new = dict(type=new.pop('type'), arch=new.pop('arch'), out_indices=out_indices,
-               **new, **frozen_settings(old, pretrained))
+               **new, **kept_settings(old, pretrained))
     if pretrained:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=f'published://{family.variant}')
     draft.set(place, new, _weights_reason(family, scope, pretrained, old),
