@@ -364,3 +364,27 @@ def test_heads_of_classifiers(head, expected):
     stock.model.head = head
     cfg = mm_efficient.swap_backbone(stock, 'swiftformer_xs')
     assert cfg.model.head.to_dict() == expected
+
+
+def test_a_file_of_the_stock_config_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('base.py').write_text(stock_config(RETINANET).pretty_text)
+    Path('own.py').write_text("_base_ = 'base.py'\n")
+    swap = plan_swap('own.py', 'soft_tiny')
+    for name in ('own.py', tmp_path / 'base.py'):
+        with pytest.raises(InputError, match='read from'):
+            swap.write(name)
+    swap.write('my-own.v1.py')
+    assert Path('own.py').read_text() == "_base_ = 'base.py'\n"
+
+
+def test_a_new_style_config_is_written_whole(tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text(
+        'from mmengine.config import read_base\nfrom mmdet.models import ResNet\n'
+        + re.sub(r"backbone=dict\((.*?)type='ResNet'", r'backbone=dict(\1type=ResNet',
+                 stock_config(RETINANET).pretty_text, flags=re.DOTALL))
+    out = tmp_path / 'my.py'
+    cfg = mm_efficient.swap_backbone(own, 'swiftformer_xs', out)
+    assert cfg.model.neck.in_channels == [56, 112, 220]
+    assert Config.fromfile(out).to_dict() == cfg.to_dict()
