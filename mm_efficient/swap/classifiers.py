@@ -25,11 +25,14 @@ def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
         InputError: If the model is not a classifier.
     """
     model = draft.get(*host)
-    if type_name(model) != 'ImageClassifier' or not isinstance(model.get('head'), dict):
+    if type_name(model) != 'ImageClassifier':
         raise InputError(
-            f'model is a {type_name(model)}, not an ImageClassifier: what else '
-            'MMPretrain trains is tied to its backbone. Choose a config of a '
-            'classifier.')
+            f'model is a {type_name(model)}, not an ImageClassifier, and of what '
+            'MMPretrain trains only classifiers are swapped. Choose a config of a '
+            'classifier, or swap it by hand, see docs/swap.md.')
+    if not isinstance(model.get('head'), dict):
+        raise InputError('model has no head. Choose a config of a classifier that has '
+                         'one.')
     head = model['head']
     kind = type_name(head)
     neck: dict = next(iter(as_list(model.get('neck'))), {})
