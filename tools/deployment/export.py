@@ -16,7 +16,6 @@ for Core ML. A file is compared with PyTorch on images of two shapes before it i
 import argparse
 import logging
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.status import Status
@@ -28,6 +27,7 @@ from mm_efficient.deploy.preparation import prepare_export
 from mm_efficient.errors import error_line
 from mm_efficient.files import check_output, find_images
 from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.options import OptionsAction
 from mm_efficient.runs.settings import start_from_scratch
 
 EXAMPLES = r"""examples:
@@ -83,7 +83,7 @@ def parse_args(argv=None):
                         'needs images with objects (default: synthetic scenes)')
     parser.add_argument('--mini', action='store_true',
                         help='the checkpoint was trained with --mini')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='override settings of the config')
     parser.add_argument('--num-classes', type=int, metavar='N',
                         help='number of classes of every head')
