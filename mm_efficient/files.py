@@ -32,7 +32,7 @@ def config_files() -> list[Path]:
 
 def is_local(path: str) -> bool:
     """Whether a path is on this machine, without a scheme such as ``http://``."""
-    return '://' not in path
+    return re.match(r'[^/\\]+://', path) is None
 
 
 def join_root(root: str, path: str) -> str:
