@@ -3,7 +3,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..errors import InputError
+from ..errors import InputError, explain
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -17,6 +17,27 @@ def build_runner(cfg: Config) -> Runner:
         Runner: Ready to train or to test; its work dir has been created.
     """
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def build_optimizer(runner: Runner) -> None:
+    """Build the optimizer and its schedules, as training does at first.
+
+    Args:
+        runner (Runner): Of a training run. A ``FlexibleRunner`` builds its own later.
+
+    Raises:
+        ExecutionError: If they cannot be built, with the part of the config.
+    """
+    if not isinstance(runner, Runner):
+        return
+    with explain('optim_wrapper of the config cannot be built'):
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    # The runner scales the learning rate before it builds the schedules
+    scales = (runner.auto_scale_lr or {}).get('enable', False)
+    if runner.param_schedulers is not None and not scales:
+        with explain('param_scheduler of the config cannot be built'):
+            runner.param_schedulers = runner.build_param_scheduler(
+                runner.param_schedulers)
 
 
 def check_num_batches(runner: Runner) -> None:
