@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import io
+import logging
 import os.path as osp
 from collections.abc import Iterator
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.fileio import list_dir_or_file
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
@@ -35,6 +37,7 @@ Fault = tuple[str, str]  # file, and what is wrong with it
 MOST_IMAGES = 5000  # headers to read before a run, of each split
 MOST_MAPS = 200  # label maps to decode
 IGNORED = 255
+ORIENTATION = 0x0112  # in EXIF
 ENDS = dict(JPEG=b'\xff\xd9', PNG=b'IEND')  # what the files of a format end with
 
 
@@ -60,6 +63,8 @@ def check_images(cfg: Config, split: str) -> None:
                 raise InputError(
                     f'{fault[0]} {fault[1]}. All such files of a data set are listed '
                     'by tools/analysis_tools/check_dataset.py CONFIG')
+            if cfg.default_scope == 'mmdet':
+                _warn_of_sizes(built)
 
 
 def build_dataset(cfg: Config, settings: dict, split: str,
@@ -158,6 +163,26 @@ def image_faults(cfg: Config, settings: dict, dataset: BaseDataset, split: str,
     for info in spaced(dataset, most):
         yield from loaders.too_deep(info)
         yield from loaders.map_faults(info, evaluated)
+
+
+def _warn_of_sizes(dataset: BaseDataset) -> None:
+    """Warn if images have another size than their entries in the annotation file."""
+    found = []
+    for info in spaced(dataset, MOST_MAPS):
+        entry = info.get('width'), info.get('height')
+        with contextlib.suppress(OSError, SyntaxError), \
+                Image.open(info['img_path']) as image:
+            turned = image.getexif().get(ORIENTATION, 1) > 4  # by a quarter
+            size = image.size[::-1] if turned else image.size
+            if None not in entry and size != entry:
+                found.append(f'{info["img_path"]} ({size[0]} x {size[1]} pixels, entry '
+                             f'{entry[0]} x {entry[1]})')
+    if found:
+        print_log(
+            f'{len(found)} of {min(len(dataset), MOST_MAPS)} images do not have the '
+            f'width and height of their entry, such as {found[0]}. Do their boxes fit? '
+            'MMDetection turns images as their EXIF orientation says.',
+            logger='current', level=logging.WARNING)
 
 
 def spaced(dataset: BaseDataset, most: int) -> Iterator[dict]:

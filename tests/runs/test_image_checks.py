@@ -8,6 +8,7 @@ from PIL import Image
 
 from mm_efficient.datasets.mini import CLASSES, generate_dataset
 from mm_efficient.errors import InputError
+from mm_efficient.runs import image_checks
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.own_data import check_splits
 
@@ -161,6 +162,24 @@ def test_images_of_more_than_eight_bits(data, split):
     Image.new('I;16', size(path)[::-1]).save(path, format='PNG')
     with pytest.raises(InputError, match=f'{path.name} has more than 8 bits .*convert'):
         check('coco', root)
+
+
+def test_images_that_the_camera_has_turned(data, monkeypatch):
+    lines = []
+    monkeypatch.setattr(image_checks, 'print_log',
+                        lambda text, **kw: lines.append(text))
+    root = data('coco')
+    check('coco', root)
+    assert not lines
+    path = first(root, IMAGES['coco'].format('train'))
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[image_checks.ORIENTATION] = 6
+        image.save(path, exif=exif)
+    check('coco', root)
+    line, = lines
+    assert line.startswith(f'1 of 5 images do not have the width and height of their '
+                           f'entry, such as {path} (192 x 256 pixels, entry 256 x 192)')
 
 
 def test_hidden_files_and_links_to_folders(data):
