@@ -55,7 +55,7 @@ class Swap:
         Raises:
             InputError: If it cannot be written.
         """
-        check_output(out, ['.py'])
+        check_output(out, ['.py'], [self.base])
         with whole_file(out) as draft:
             draft.write_text(self.text(out))
 

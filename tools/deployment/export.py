@@ -119,7 +119,8 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     console = Console()
     with error_line():
-        check_output(args.out, SUFFIXES.values())
+        check_output(args.out, SUFFIXES.values(),
+                     [args.checkpoint, args.image])
         format = args.format or next(
             name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
         check_format(format, args.out, args.fp16, args.opset)
