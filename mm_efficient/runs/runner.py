@@ -16,6 +16,10 @@ def build_runner(cfg: Config) -> Runner:
     Returns:
         Runner: Ready to train or to test; its work dir has been created.
     """
+    if isinstance(cfg.get('visualizer'), dict):
+        # MMEngine keeps visualizers by name: a second run in this process would write
+        # to the folder of the first. By default it is named after the run.
+        cfg.visualizer.pop('name', None)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
