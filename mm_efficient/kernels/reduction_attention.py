@@ -198,16 +198,16 @@ def _spread(x, grad, totals, shares, scale, positions, number, channels, factor,
 
 
 @triton.jit
-def _spread_backward(qkv, local, totals, shares, grad_qkv, grad_local, positions, number,
-                     channels, factor, x_batch, x_channel, x_position, T: tl.constexpr,
-                     C: tl.constexpr, PARTS: tl.constexpr):
+def _spread_backward(qkv, local, totals, shares, grad_qkv, grad_local, positions,
+                     number, channels, factor, x_batch, x_channel, x_position,
+                     T: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr):
     image = tl.program_id(0).to(tl.int64)
     own = image * x_batch
     totals += image * 4 * channels
     shares += image * number * 2 * channels
     if tl.program_id(2) == 0:
-        _spread(qkv + own, grad_qkv + own, totals, shares, 0, positions, number, channels,
-                factor, x_channel, x_position, T, C, PARTS)
+        _spread(qkv + own, grad_qkv + own, totals, shares, 0, positions, number,
+                channels, factor, x_channel, x_position, T, C, PARTS)
     else:
         _spread(local + own, grad_local + own, totals, shares, 1, positions, number,
                 channels, factor, x_channel, x_position, T, C, PARTS)

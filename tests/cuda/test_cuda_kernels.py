@@ -1,9 +1,18 @@
 """Fused kernels on a GPU: against float64, and against the plain form in time."""
+from functools import partial
+
 import pytest
 import torch
 from mmcv.ops import sigmoid_focal_loss
 
 from mm_efficient import kernels
+from mm_efficient.models.ecoformer.kernel_hashing import (
+    anchor_kernel,
+    attend_by_codes,
+    hash_attention,
+    hash_codes,
+)
+from mm_efficient.models.reduceformer.backbone import ReductionAttention
 from mm_efficient.models.soft.gaussian_attention import (
     gaussian_attention,
     landmark_kernel,
@@ -55,6 +64,15 @@ def focal_case(dtype):
     return lambda x: sigmoid_focal_loss(x, target, 2., .25, None, 'none'), [logits]
 
 
+def reduction_case(size, dtype, channels_last):
+    """Stage 3 of ReduceFormer-B1."""
+    images, height, width = size
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return ReductionAttention(128, 14 * 14).cuda().attend, [
+        random(images, 3 * 128, height, width, seed=seed, dtype=dtype).to(
+            memory_format=format) for seed in (0, 1)]
+
+
 CASES = {
     f'{invert.__name__} {size}': lambda invert=invert, size=size: (
         inverse_case(invert, size))
@@ -63,6 +81,12 @@ CASES = {
     f'gaussian_attention {size} {str(dtype)[6:]}': lambda size=size, dtype=dtype: (
         attention_case(size, dtype))
     for size in SIZES for dtype in (torch.float32, torch.float16, torch.bfloat16)
+} | {
+    f'reduction_attention {size} {str(dtype)[6:]} {channels_last=}': partial(
+        reduction_case, size, dtype, channels_last)
+    for size in ((64, 14, 14), (1, 50, 84))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for channels_last in (False, True)
 } | {
     f'sigmoid_focal_loss {str(dtype)[6:]}': lambda dtype=dtype: focal_case(dtype)
     for dtype in (torch.float32, torch.float16, torch.bfloat16)}
@@ -109,6 +133,62 @@ def test_kernels_cuda(case, switch, figures):
     rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(inputs[0].dtype, 1e-5)
     for fused, plain in zip(measured['kernel']['errors'], measured['plain']['errors']):
         assert fused <= 4 * plain + rounding
+
+
+def hash_case(size, dtype):
+    """Queries and values of EcoFormer-Twins-S's first stage, and hash functions."""
+    images, heads, tokens = SIZES[size]
+    query, value = (random(images, tokens, heads, DIMS, seed=seed, dtype=dtype)
+                    for seed in (0, 1))
+    anchors = torch.nn.functional.normalize(random(heads, 25, DIMS, seed=2), dim=-1)
+    mean = anchor_kernel(query, anchors).mean((1, 2))[:, None]
+    return [query, value], (anchors, mean, 6 * random(heads, 16, 25, seed=3))
+
+
+def forced(codes, query, functions):
+    """The given codes, with the straight-through gradient in float64."""
+    anchors, mean, projection = (x.double() for x in functions)
+    centred = anchor_kernel(query, anchors) - mean[:, None]
+    projected = centred @ projection.transpose(1, 2)[:, None]
+    inside = projected.detach().abs() < 1
+    return codes + torch.where(inside, projected - projected.detach(), 0.), projected
+
+
+def token_errors(results, expected):
+    """Largest in 999 of 1000 tokens: rounding cuts off the gradient of single ones."""
+    return [float(((x.double() - y).abs().amax((0, 3)).flatten().sort()[0]
+                   )[int(0.999 * x.shape[1] * x.shape[2]) - 1] / y.abs().max())
+            for x, y in zip(results, expected)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('size', SIZES)
+def test_hash_attention_cuda(size, dtype, switch, figures):
+    """Codes unless rounding decides the sign; given the codes, value and gradients."""
+    inputs, functions = hash_case(size, dtype)
+    inputs = [x.requires_grad_() for x in inputs]
+    switch(True)
+    codes = torch.ops.mm_efficient.hash_attention(*inputs, *functions)[1]
+    codes = codes.transpose(0, 1)  # (heads, images, tokens, bits)
+    def function(query, value):
+        return attend_by_codes(query, value, *functions)
+
+    given = [x.double() for x in inputs]
+    certain = forced(codes, given[0].detach(), functions)[1].abs() > 1e-4
+    plain = hash_codes(inputs[0].detach(), *functions)
+    assert certain.double().mean() > 0.99
+    assert torch.equal(codes[certain].float(), plain[certain])
+    expected = both_passes(lambda query, value: hash_attention(
+        forced(codes.double(), query, functions)[0], value), inputs, torch.float64)
+    figures[f'hash_attention {size} {str(dtype)[6:]}'] = measured = dict(
+        equal_codes=float((codes == plain).double().mean()))
+    for name, on in (('plain', False), ('kernel', True)):
+        switch(on)
+        measured[name] = dict(
+            errors=token_errors(both_passes(function, inputs), expected),
+            **milliseconds(function, inputs))
+    rounding = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}.get(dtype, 1e-4)
+    assert max(measured['kernel']['errors']) < rounding
 
 
 @pytest.mark.parametrize('normalized', [False, True])
