@@ -212,9 +212,12 @@ def test_normalized_inverse_of_64_landmarks_fits(own_cache, tmp_path, name, limi
 @pytest.mark.slow
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('channels', [128, 256, 512])
-def test_reductions_of_all_widths_fit(own_cache, tmp_path, channels, channels_last):
+@pytest.mark.parametrize('half, limit', [(HALF, 0), (set(), 16)])
+def test_reductions_of_all_widths_fit(own_cache, tmp_path, monkeypatch, channels,
+                                      channels_last, half, limit):
+    monkeypatch.setattr(sys.modules[__name__], 'HALF', half)
     positions = kernel_module('reduction_attention').ENTRIES // channels
-    assert_fit(reduction_functions(channels, positions, channels_last), tmp_path)
+    assert_fit(reduction_functions(channels, positions, channels_last), tmp_path, limit)
 
 
 @pytest.mark.slow
@@ -228,9 +231,9 @@ def test_kernels_compile_for_a_gpu_and_fit(own_cache, tmp_path):
     assert_fit(kernel_functions(), tmp_path)
 
 
-def assert_fit(functions, folder):
+def assert_fit(functions, folder, limit=0):
     for module, name, constants in functions:
         compiled = compile_for_gpu(module, name, constants)
-        assert stack_bytes(compiled.asm['cubin'], folder) == 0, name
+        assert stack_bytes(compiled.asm['cubin'], folder) <= limit, name
         # 99 KiB is what the smallest GPUs with tensor cores since Ampere have
         assert compiled.metadata.shared <= 99 * 1024, name
