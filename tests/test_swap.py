@@ -331,3 +331,64 @@ def test_every_variant_has_a_config_for_every_recipe():
                 assert files and 'softmax' not in files[0].name, (variant, recipe)
     found = read_family_settings('lowformer_b1', 'fpn')
     assert found.name == 'seg/lowformer_b1_fpn_80k.py'
+
+
+def test_the_base_is_a_path_where_mmengine_takes_no_name(tmp_path):
+    out = tmp_path / 'my.v1-gn+ws.py'
+    cfg = mm_efficient.swap_backbone(
+        'mmdet::gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco.py', 'lowformer_b0', out)
+    assert without_scope(Config.fromfile(out).to_dict()) == without_scope(cfg.to_dict())
+
+
+def test_images_that_are_not_rgb_stay_as_they_are():
+    stock = load_config(
+        'mmseg::swin/swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py')
+    swap = plan_swap(stock, 'soft_tiny')
+    assert stock.model.backbone.in_channels == 6
+    assert swap.cfg.model.backbone.in_channels == 6
+    assert swap.cfg.model.data_preprocessor == stock.model.data_preprocessor
+
+
+@pytest.mark.parametrize('head, expected', [
+    (dict(type='MultiTaskHead', in_channels=2048, task_heads=dict(
+        a=dict(type='LinearClsHead', num_classes=3),
+        b=dict(type='LinearClsHead', num_classes=4, in_channels=2048))),
+     dict(type='MultiTaskHead', in_channels=220, task_heads=dict(
+         a=dict(type='LinearClsHead', num_classes=3),
+         b=dict(type='LinearClsHead', num_classes=4, in_channels=220)))),
+    (dict(type='MyHead', in_channels=2048, scale=2),
+     dict(type='MyHead', in_channels=220, scale=2)),
+    (dict(type='MultiLabelClsHead', num_classes=20, thr=0.5),
+     dict(type='MultiLabelLinearClsHead', num_classes=20, thr=0.5, in_channels=220)),
+    (dict(type='VisionTransformerClsHead', num_classes=20, in_channels=768),
+     dict(type='LinearClsHead', num_classes=20, in_channels=220)),
+])
+def test_heads_of_classifiers(head, expected):
+    stock = load_config(RESNET)
+    stock.model.head = head
+    cfg = mm_efficient.swap_backbone(stock, 'swiftformer_xs')
+    assert cfg.model.head.to_dict() == expected
+
+
+def test_a_file_of_the_stock_config_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('base.py').write_text(stock_config(RETINANET).pretty_text)
+    Path('own.py').write_text("_base_ = 'base.py'\n")
+    swap = plan_swap('own.py', 'soft_tiny')
+    for name in ('own.py', tmp_path / 'base.py'):
+        with pytest.raises(InputError, match='read from'):
+            swap.write(name)
+    swap.write('my-own.v1.py')
+    assert Path('own.py').read_text() == "_base_ = 'base.py'\n"
+
+
+def test_a_new_style_config_is_written_whole(tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text(
+        'from mmengine.config import read_base\nfrom mmdet.models import ResNet\n'
+        + re.sub(r"backbone=dict\((.*?)type='ResNet'", r'backbone=dict(\1type=ResNet',
+                 stock_config(RETINANET).pretty_text, flags=re.DOTALL))
+    out = tmp_path / 'my.py'
+    cfg = mm_efficient.swap_backbone(own, 'swiftformer_xs', out)
+    assert cfg.model.neck.in_channels == [56, 112, 220]
+    assert Config.fromfile(out).to_dict() == cfg.to_dict()

@@ -1,6 +1,6 @@
 """`PyramidBackbone`, the base class and contract of all backbones."""
 import contextlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -158,12 +158,12 @@ class PyramidBackbone(BaseBackbone):
         """
         return tuple(self.run_stages(x, self.out_indices))
 
-    def run_stages(self, x: Tensor, indices: Container[int]) -> list[Any]:
-        """Run all stages.
+    def run_stages(self, x: Tensor, indices: Collection[int]) -> list[Any]:
+        """Run the stages up to the last one that is wanted.
 
         Args:
             x (Tensor): Images as in :meth:`forward`.
-            indices (Container[int]): Stages to return.
+            indices (Collection[int]): Stages to return.
 
         Returns:
             list: Feature maps of the stages in ``out_indices``; of others what they
@@ -173,7 +173,10 @@ class PyramidBackbone(BaseBackbone):
         layout = _memory_layout(x)
         x = self.stem(x)
         outs = []
+        last = max(indices)
         for i, stage in enumerate(self.stages):
+            if i > last:
+                break
             x = stage(x)  # (B, C_i, ceil(H / s_i), ceil(W / s_i))
             if i in indices:
                 out = self._feature_map(i, x) if i in self.out_indices else x

@@ -139,6 +139,8 @@ def _build(cfg: dict[str, Any]) -> Any:
     """Build and initialise without MMEngine's log of several lines per parameter."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         module: BaseModule = MODELS.build(cfg)
+    if next(module.parameters()).is_meta:  # MMEngine would read the values
+        return module
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -173,6 +173,9 @@ class PyramidClassifier(TimmModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> map (B, C, h, w), or tokens (B, 1 + h w, C)."""
+        last = len(self.backbone.stages) - 1
+        if last not in self.backbone.out_indices:  # after pruning
+            return self.backbone.run_stages(x, (last, ))[0]
         return self.backbone(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
@@ -221,19 +224,22 @@ class PyramidClassifier(TimmModel):
                 end, or a number n for the last n. Defaults to None, all.
             norm (bool): No effect: the norm after the last stage is part of it.
                 Defaults to False.
-            stop_early (bool): No effect: all stages run. Defaults to False.
+            stop_early (bool): Run no stage after the last one in ``indices``.
+                Defaults to False.
             output_fmt (str): Layout of the maps. Defaults to 'NCHW', the only one.
             intermediates_only (bool): Return only the outputs of stages.
                 Defaults to False.
 
         Returns:
             list[Tensor] | tuple[Tensor, list[Tensor]]: Maps (B, C_i, h_i, w_i), in the
-            order of the stages; before them the result of :meth:`forward_features`.
+            order of the stages; before them the result of :meth:`forward_features`, or
+            with ``stop_early`` the output of the last stage that ran.
         """
         if output_fmt != 'NCHW':
             raise InputError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        wanted = {*take_stages(indices)}
-        last = NUM_STAGES - 1
+        number = len(self.backbone.stages)
+        wanted = {*take_stages(indices, number)}
+        last = max(wanted) if stop_early else number - 1
         # The last one is the features, whether it is wanted or not
         *maps, features = self.backbone.run_stages(x, {*wanted, last})
         if last in wanted:
@@ -241,10 +247,42 @@ class PyramidClassifier(TimmModel):
         return maps if intermediates_only else (features, maps)
 
     def _as_map(self, features: Tensor, images: Tensor) -> Tensor:
-        if not self.has_tokens:
+        if features.ndim == 4:
             return features
         rows, columns = (-(-images.shape[i] // 32) for i in (2, 3))
         return features[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+
+    def prune_intermediate_layers(
+            self, indices: int | Sequence[int] = 1, prune_norm: bool = False,
+            prune_head: bool = True) -> list[int]:
+        """Remove what the outputs of given stages do not need.
+
+        Args:
+            indices (int | Sequence[int]): See :meth:`forward_intermediates`.
+                Defaults to 1, the last stage.
+            prune_norm (bool): No effect: a norm is part of its stage.
+                Defaults to False.
+            prune_head (bool): Remove the classifier also if the last stage stays, and
+                return features. Defaults to True.
+
+        Returns:
+            list[int]: The stages, counted from the first.
+        """
+        backbone, total = self.backbone, len(self.backbone.stages)
+        stages = take_stages(indices, total)
+        number = max(stages) + 1
+        if number < total:
+            backbone.stages = backbone.stages[:number]
+            backbone.num_stages = number
+            for name in {*dict(backbone.named_children())} - {'stem', 'stages'}:
+                delattr(backbone, name)  # norms after the last stage
+            self.num_features = backbone.feature_channels[number - 1]
+            self.has_tokens = False
+        if prune_head or number < total:
+            self.head_hidden_size = self.num_features
+            self.head = LinearClsHead(1, self.num_features)
+            self.reset_classifier(0, '')
+        return [*stages]
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Return the logits of both layers in training, as timm's SwiftFormer does."""
@@ -280,20 +318,29 @@ class PyramidClassifier(TimmModel):
             setattr(self.head, name, layer)
 
 
-def take_stages(indices: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Resolve timm's indices: None is all, a number n the last n stages.
+def take_stages(indices: int | Sequence[int] | None,
+                number: int = NUM_STAGES) -> tuple[int, ...]:
+    """Resolve timm's indices.
+
+    Args:
+        indices (int | Sequence[int], optional): None is all, a number n the last n
+            stages.
+        number (int): Stages of the model. Defaults to 4.
+
+    Returns:
+        tuple[int, ...]: Stages, counted from the first.
 
     Raises:
         InputError: If there is no such stage.
     """
     if indices is None:
-        indices = NUM_STAGES
+        indices = number
     if isinstance(indices, int):
-        stages = tuple(range(NUM_STAGES - indices, NUM_STAGES))
+        stages = tuple(range(number - indices, number))
     else:
-        stages = tuple(i + NUM_STAGES if i < 0 else i for i in indices)
-    if not stages or not {*stages} <= {*range(NUM_STAGES)}:
+        stages = tuple(i + number if i < 0 else i for i in indices)
+    if not stages or not {*stages} <= {*range(number)}:
         raise InputError(
-            f'there are {NUM_STAGES} stages: expected a number of them, or indices '
-            f'from {-NUM_STAGES} to {NUM_STAGES - 1}, got {indices}')
+            f'there are {number} stages: expected a number of them, or indices '
+            f'from {-number} to {number - 1}, got {indices}')
     return stages

@@ -2,6 +2,7 @@
 import copy
 import errno
 import os.path as osp
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -152,10 +153,12 @@ def packaged_name(path: str) -> str | None:
     for package in PACKAGES:
         folder = _packaged_configs(package)
         if folder and Path(path).resolve().is_relative_to(folder.resolve()):
-            if not is_installed(MODULE2PACKAGE.get(package, package)):
-                return None  # OneDL's distributions have other names
             relative = Path(path).resolve().relative_to(folder.resolve())
-            return f'{package}::{relative.as_posix()}'
+            name = f'{package}::{relative.as_posix()}'
+            # OneDL's distributions have other names, and folders such as gn+ws none
+            # that MMEngine reads
+            return name if is_installed(MODULE2PACKAGE.get(package, package)) \
+                and re.match(r'\w+::\w+/', name) else None
     return None
 
 

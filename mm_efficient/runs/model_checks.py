@@ -28,7 +28,7 @@ from ..weights.checking import check_checkpoint
 from ..weights.family import CheckpointError
 from ..weights.loading import match_pretrained, match_state_dict, match_weights
 from ..weights.locating import NeverPublishedError
-from ..weights.matching import Mismatch, compare_state_dicts
+from ..weights.matching import Mismatch, compare_state_dicts, stored_weights
 from ..weights.reading import SCHEME
 from .traversal import inner_model, nested_dicts, type_name
 
@@ -245,8 +245,7 @@ def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
             match_pretrained(backbone, path, prefix, keep=True)
         elif is_local(path):
             content = check_checkpoint(path) or {}
-            match_state_dict(
-                backbone, content.get('state_dict', content), path, prefix)
+            match_state_dict(backbone, stored_weights(content), path, prefix)
     except NeverPublishedError:
         pass  # training starts from scratch, and warns
     except (InputError, OSError, ImportError) as error:

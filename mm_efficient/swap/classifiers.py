@@ -1,13 +1,14 @@
 """Fitting MMPretrain's necks and heads to another backbone."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import InputError
 from ..runs.traversal import as_list, type_name
 from .draft import Draft, Path
 
-# Heads that take one vector per image, and those that take the last feature map
-_VECTOR_HEADS = ('ArcFaceClsHead', 'LinearClsHead', 'MultiLabelLinearClsHead',
-                 'StackedLinearClsHead')
+# Heads that read what only their own backbones return, and those that take the last
+# feature map; all others take one vector per image
+_TIED_HEADS = ('ConformerHead', 'DeiTClsHead', 'EfficientFormerClsHead', 'LeViTClsHead',
+               'VigClsHead', 'VisionTransformerClsHead')
 _MAP_HEADS = ('CSRAClsHead', )
 _POOLING = ('GlobalAveragePooling', 'GeneralizedMeanPooling')
 
@@ -24,11 +25,14 @@ def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
         InputError: If the model is not a classifier.
     """
     model = draft.get(*host)
-    if type_name(model) != 'ImageClassifier' or not isinstance(model.get('head'), dict):
+    if type_name(model) != 'ImageClassifier':
         raise InputError(
-            f'model is a {type_name(model)}, not an ImageClassifier: what else '
-            'MMPretrain trains is tied to its backbone. Choose a config of a '
-            'classifier.')
+            f'model is a {type_name(model)}, not an ImageClassifier, and of what '
+            'MMPretrain trains only classifiers are swapped. Choose a config of a '
+            'classifier, or swap it by hand, see docs/swap.md.')
+    if not isinstance(model.get('head'), dict):
+        raise InputError('model has no head. Choose a config of a classifier that has '
+                         'one.')
     head = model['head']
     kind = type_name(head)
     neck: dict = next(iter(as_list(model.get('neck'))), {})
@@ -36,11 +40,22 @@ def fit_classifier(draft: Draft, host: Path, channels: Sequence[int]) -> None:
     if kind not in _MAP_HEADS and not pools:
         draft.set((*host, 'neck'), dict(type='GlobalAveragePooling'),
                   'a vector from the last feature map')
-    if kind in (*_VECTOR_HEADS, *_MAP_HEADS):
-        draft.set((*host, 'head', 'in_channels'), channels[-1],
+    readers = [] if kind in _TIED_HEADS else [*_readers(head, (*host, 'head'))]
+    for path in readers:
+        draft.set((*path, 'in_channels'), channels[-1],
                   'channels of the last feature map')
+    if readers:
         return
     classes = head.get('num_classes') or model['backbone'].get('num_classes', 1000)
-    new = dict(type='LinearClsHead', num_classes=classes, in_channels=channels[-1])
-    new.update({key: head[key] for key in ('loss', 'topk') if key in head})
+    new = dict(type='MultiLabelLinearClsHead' if kind == 'MultiLabelClsHead' else
+               'LinearClsHead', num_classes=classes, in_channels=channels[-1])
+    new.update({key: head[key] for key in ('loss', 'topk', 'thr') if key in head})
     draft.set((*host, 'head'), new, f'{kind} reads what only the old backbone returns')
+
+
+def _readers(head: dict, path: Path) -> Iterator[Path]:
+    """A head, or those of the tasks in it, where it sets its input channels."""
+    if isinstance(head.get('in_channels'), int):
+        yield path
+    for task, part in (head.get('task_heads') or {}).items():
+        yield from _readers(part, (*path, 'task_heads', task))

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import explain
+from ..errors import InputError, explain
 from ..files import check_output, whole_file
 from ..runs.configs import load_config, packaged_name
 from ..runs.traversal import type_name
@@ -17,7 +17,7 @@ from .family_settings import FamilySettings, read_family_settings
 from .stock import find_backbone, find_levels
 from .successors import fit_successors
 from .training import (
-    frozen_settings,
+    kept_settings,
     set_family_rest,
     set_normalisation,
     set_optimizer,
@@ -36,7 +36,9 @@ class Swap:
         changes (list[Change]): The same for the user, with reasons.
         title (str): What it is.
         comments (dict[str, str]): Comments for the file, by key.
-        base (str, optional): The stock config, as given; None if it is in memory only.
+        base (str, optional): The stock config, as given; None if it is in memory only,
+            or of the new style, which has no ``_base_``.
+        sources (frozenset[Path]): Files that the stock config is read from.
     """
 
     cfg: Config
@@ -45,6 +47,7 @@ class Swap:
     title: str
     comments: dict[str, str]
     base: str | None
+    sources: frozenset[Path]
 
     def write(self, out: str | Path) -> None:
         """Write the config: a few lines, or whole without a file to start from.
@@ -55,7 +58,10 @@ class Swap:
         Raises:
             InputError: If it cannot be written.
         """
-        check_output(out, ['.py'], [self.base])
+        check_output(out, ['.py'])
+        if Path(out).resolve() in self.sources:
+            raise InputError(f'{out} is a file that the stock config is read from. '
+                             'Choose another name for the swapped one.')
         with whole_file(out) as draft:
             draft.write_text(self.text(out))
 
@@ -128,7 +134,8 @@ def plan_swap(cfg: str | Path | Config, variant: str, *,
     swapped.merge_from_dict(copy.deepcopy(overrides))  # it takes marks out
     return Swap(swapped, overrides, draft.changes,
                 f'{type_name(draft.get(*host))} with {variant} in place of {old}, '
-                'written by tools/swap_backbone.py', _comments(draft, family), base)
+                'written by tools/swap_backbone.py', _comments(draft, family), base,
+                _sources(stock))
 
 
 def _base(cfg: str | Path | Config, stock: Config) -> str | None:
@@ -138,7 +145,14 @@ def _base(cfg: str | Path | Config, stock: Config) -> str | None:
             file and Path(file).is_file()
             and Config.fromfile(file).to_dict() == cfg.to_dict()):
         return None
-    return packaged_name(file) or file
+    # MMEngine does not mix styles
+    return None if Config._is_lazy_import(file) else packaged_name(file) or file
+
+
+def _sources(stock: Config) -> frozenset[Path]:
+    """Files of a config and its bases: MMEngine puts their names above their text."""
+    lines = [*stock.text.splitlines(), stock.filename or '']
+    return frozenset(Path(line).resolve() for line in lines if line.endswith('.py'))
 
 
 def _recipe(cfg: Config, draft: Draft, host: Place) -> str:
@@ -172,7 +186,7 @@ def _fit_model(draft: Draft, host: Place, family: FamilySettings) -> None:
     pretrained = family.is_published and (
         scope != 'mmpretrain' or bool(old.get('init_cfg')))
     new = dict(type=new.pop('type'), arch=new.pop('arch'), out_indices=out_indices,
-               **new, **frozen_settings(old, pretrained))
+               **new, **kept_settings(old, pretrained))
     if pretrained:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=f'published://{family.variant}')
     draft.set(place, new, _weights_reason(family, scope, pretrained, old),

@@ -22,6 +22,11 @@ def set_normalisation(draft: Draft, host: Path, family: FamilySettings) -> None:
         host (Path): The part with ``backbone``.
         family (FamilySettings): What it is trained with.
     """
+    channels = (*host, 'backbone', 'in_channels')
+    if (number := draft.get(*channels) or 3) != 3:
+        draft.note(channels, number, number, 'the images are not RGB: they are '
+                   'normalised as before, and the weights adapted to them')
+        return
     wanted = (family.get('model', 'data_preprocessor')
               or family.get('data_preprocessor') or {})
     for path in _preprocessors(draft, host):
@@ -48,10 +53,16 @@ def _preprocessors(draft: Draft, host: Path) -> list[Path]:
         path = (*host, 'data_preprocessor')
     if not draft.get(*path):
         path = ('data_preprocessor', )
-    while isinstance(draft.get(*path, 'data_preprocessor'), dict):  # for branches
+    found = [_innermost(draft, path)]
+    inner = _innermost(draft, (*host, 'data_preprocessor'))
+    return [*found, inner] if draft.get(*inner) and inner not in found else found
+
+
+def _innermost(draft: Draft, path: Path) -> Path:
+    """The preprocessor of the images inside one that sorts them by branch."""
+    while isinstance(draft.get(*path, 'data_preprocessor'), dict):
         path = (*path, 'data_preprocessor')
-    inner: Path = (*host, 'data_preprocessor')
-    return [path, inner] if draft.get(*inner) and inner != path else [path]
+    return path
 
 
 def set_optimizer(draft: Draft, family: FamilySettings, keep: bool) -> None:
@@ -154,7 +165,7 @@ def set_family_rest(draft: Draft, family: FamilySettings) -> None:
         draft.set(('load_from', ), None, 'has the weights of the stock model')
 
 
-def frozen_settings(old: dict[str, Any], pretrained: bool) -> dict[str, Any]:
+def kept_settings(old: dict[str, Any], pretrained: bool) -> dict[str, Any]:
     """Settings of the old backbone that the new one keeps.
 
     Args:
@@ -163,10 +174,12 @@ def frozen_settings(old: dict[str, Any], pretrained: bool) -> dict[str, Any]:
             nothing can stay as it is.
 
     Returns:
-        dict: ``frozen_stages``, ``norm_eval`` and ``with_cp`` where they differ from
-        the default.
+        dict: ``in_channels``, ``frozen_stages``, ``norm_eval`` and ``with_cp`` where
+        they differ from the default.
     """
     kept: dict[str, Any] = {}
+    if old.get('in_channels', 3) != 3:
+        kept['in_channels'] = old['in_channels']
     if pretrained and old.get('frozen_stages', -1) >= 0:
         kept['frozen_stages'] = min(old['frozen_stages'], 4)
     if pretrained and old.get('norm_eval'):

@@ -17,6 +17,7 @@ from .matching import (
     Mismatch,
     compare_state_dicts,
     nested_state_dicts,
+    stored_weights,
     strip_wrappers,
 )
 from .reading import SCHEME, read_published, read_untrusted
@@ -129,7 +130,7 @@ def read_state_dict(checkpoint: str, map_location: str = 'cpu', keep: bool = Fal
         raise CheckpointError(
             f'{checkpoint}: expected a dict of tensors, got '
             f'{type(loaded).__name__}; pass a checkpoint file')
-    return loaded.get('state_dict', loaded)
+    return stored_weights(loaded)
 
 
 def match_state_dict(backbone: nn.Module, state_dict: Mapping[str, Tensor],

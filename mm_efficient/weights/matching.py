@@ -78,6 +78,22 @@ def nested_state_dicts(node: Mapping, path: tuple[str, ...] = ()
             yield from nested_state_dicts(value, (*path, key))
 
 
+def stored_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Find the weights in a checkpoint of MMEngine or timm.
+
+    Args:
+        checkpoint (Mapping): Content of the file.
+
+    Returns:
+        Mapping: The state dict, averaged weights before others as in timm; the
+        content itself if it is none of these.
+    """
+    for entry in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
+        if isinstance(checkpoint.get(entry), Mapping):
+            return checkpoint[entry]
+    return checkpoint
+
+
 def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drop the prefixes that DistributedDataParallel and compile add to keys."""
     return {re.sub(r'^((module|_orig_mod)\.)+', '', key): value

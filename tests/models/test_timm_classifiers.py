@@ -1,4 +1,5 @@
 """Our classifiers keep what timm promises of its models."""
+import copy
 import functools
 import math
 
@@ -63,6 +64,34 @@ def test_features_head_and_intermediates(name):
         assert maps[3].equal(features)
     chosen = model.forward_intermediates(IMAGES, [-1, 0], intermediates_only=True)
     assert chosen[0].equal(maps[0]) and chosen[1].equal(maps[3])
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_stages_that_are_not_needed(name):
+    model = copy.deepcopy(classifier(name))
+    with torch.no_grad():
+        _, expected = model.forward_intermediates(IMAGES, [0, 1])
+        features, maps = model.forward_intermediates(IMAGES, [0, 1], stop_early=True)
+    assert features.equal(expected[1])
+    assert all(x.equal(y) for x, y in zip(maps, expected, strict=True))
+    assert model.prune_intermediate_layers([-4, 1]) == [0, 1]
+    assert model(IMAGES).equal(expected[1])
+    maps = model.forward_intermediates(IMAGES, 2, intermediates_only=True)
+    assert all(x.equal(y) for x, y in zip(maps, expected, strict=True))
+    model.reset_classifier(4, 'avg')
+    logits = model.train()(IMAGES)
+    logits.sum().backward()
+    assert logits.shape == (2, 4) and model.num_features == expected[1].shape[1]
+    assert not [key for key, p in model.named_parameters() if p.grad is None]
+
+
+def test_the_head_can_be_kept():
+    model = copy.deepcopy(classifier('mm_lowformer_b0'))
+    assert model.prune_intermediate_layers(prune_head=False) == [3]
+    assert model(IMAGES).equal(classifier('mm_lowformer_b0')(IMAGES))
+    model.prune_intermediate_layers(1)
+    assert model(IMAGES).equal(model.forward_features(IMAGES))
+    assert not [*model.head.parameters()]
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -158,6 +187,12 @@ def test_pooling_of_tokens():
     assert model(IMAGES).equal(tokens[:, 0])
 
 
+def test_built_on_the_meta_device():
+    with torch.device('meta'):
+        model = timm.create_model('mm_soft_tiny')
+    assert all(p.is_meta for p in model.parameters())
+
+
 def test_options_of_the_model():
     model = timm.create_model('mm_reduceformer_b1', in_chans=1, drop_rate=1.,
                               drop_path_rate=0.3, dtype=torch.float64)
@@ -224,6 +259,11 @@ def test_weights_in_files(tmp_path):
                     dict(checkpoint_path=str(file))):
         model = timm.create_model('mm_swiftformer_xs', num_classes=10, **options)
         torch.testing.assert_close(model.state_dict(), tensors)
+    zeros = {key: torch.zeros_like(value) for key, value in tensors.items()}
+    torch.save(dict(state_dict=zeros, state_dict_ema=tensors), file)  # as timm's train
+    model = timm.create_model('mm_swiftformer_xs', pretrained=True, num_classes=10,
+                              pretrained_cfg_overlay=overlay)
+    torch.testing.assert_close(model.state_dict(), tensors)
     with pytest.raises(CheckpointError, match=r'4 tensors of another shape: fc.weight'):
         timm.create_model('mm_swiftformer_xs', pretrained=True,
                           pretrained_cfg_overlay=overlay)

@@ -24,7 +24,7 @@ The attention of stages 1 to 3 averages over tokens, so nothing drifts with imag
 and ``pretrain_size`` has no effect. Attention is global, so padding takes part in it.
 """
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,8 +130,8 @@ class EcoFormer(PyramidBackbone):
     def _add_output_norms(self) -> None:
         """Add norms between stages and returned feature maps, if any."""
 
-    def run_stages(self, x: Tensor, indices: Container[int]) -> list[Any]:
-        """Run all stages, see :class:`PyramidBackbone`.
+    def run_stages(self, x: Tensor, indices: Collection[int]) -> list[Any]:
+        """Run stages, see :class:`PyramidBackbone`.
 
         Raises:
             RuntimeError: If the hash functions are not fitted.
