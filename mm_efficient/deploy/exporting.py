@@ -28,7 +28,7 @@ from .coreml import export_coreml
 from .functions import Library, define_functions, split_functions
 from .fusing import FusionReport, fuse
 from .models import DeployBackbone, deploy_model
-from .operators import onnx_translations
+from .operators import SingleOperators, onnx_translations
 from .verification import ParityResult, measure_parity, predict
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.pt', 'torch-export': '.pt2',
@@ -264,11 +264,12 @@ def _write_onnx(module: Any, path: Path, x: Tensor, static: bool, opset: int | N
     functions = [] if static else split_functions(module)
     arguments = x, [function.arguments() for function in functions]
     sizes = [function.dynamic_sizes() for function in functions]
-    others = [tensor for example, weights in arguments[1] for tensor in
-              (example, *weights)]
-    exported = torch.export.export(
-        Library(module, functions), arguments,
-        dynamic_shapes=None if static else (_image_sizes(), sizes))
+    others = [tensor for inputs, weights in arguments[1]
+              for tensor in (*inputs, *weights)]
+    with SingleOperators():
+        exported = torch.export.export(
+            Library(module, functions), arguments,
+            dynamic_shapes=None if static else (_image_sizes(), sizes))
     program: Any = torch.onnx.export(
         exported, dynamo=True, verbose=False, opset_version=opset,
         input_names=[INPUT_NAME],
@@ -319,4 +320,6 @@ def _count_operators(path: Path) -> dict[str, int]:
     import onnx
     model = onnx.load(str(path), load_external_data=False)
     nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    for node in nodes:  # grows by the bodies of loops
+        nodes += [n for attribute in node.attribute for n in attribute.g.node]
     return dict(Counter(node.op_type for node in nodes).most_common())

@@ -5,8 +5,10 @@ stage differ in their weights only, so each kind is exported once, as a function
 takes the weights as inputs, and the graph calls it. Runtimes inline functions as they
 load a file.
 """
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ DOMAIN = 'mm_efficient'
 # Images of which modules are traced: sizes that differ between the two are dynamic, and
 # those within one differ from each other, as tracers take equal ones for the same
 SHAPES = (2, 256, 320), (3, 96, 160)
+Calls = dict[str, list[tuple[tuple[Tensor, ...], Tensor]]]  # inputs and output
 RATES = {'p', 'drop_prob'}  # of dropout, which does nothing in eval mode
 
 
@@ -26,34 +29,42 @@ class Function(nn.Module):
 
     Args:
         name (str): Name in the ONNX file.
-        module (nn.Module): Returns a tensor of the shape of its only argument.
-        shapes (list[torch.Size]): Shapes of the argument.
+        module (nn.Module): Takes tensors and returns one of the shape of the first.
+        shapes (list[list[torch.Size]]): Shapes of the tensors, in several calls.
     """
 
-    def __init__(self, name: str, module: nn.Module, shapes: list[torch.Size]):
+    def __init__(self, name: str, module: nn.Module, shapes: list[list[torch.Size]]):
         super().__init__()
         self.name = name
         self.shapes = shapes
         self._module = [module]  # not registered: its weights are inputs
 
-    def forward(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+    def forward(self, inputs: list[Tensor], weights: list[Tensor]) -> Tensor:
         """Apply the module with these weights."""
         module, = self._module
         state = dict(zip(_weights(module), weights, strict=True))
-        return torch.func.functional_call(module, state, (x, ))
+        with getattr(module, 'onnx_form', contextlib.nullcontext)():
+            return torch.func.functional_call(module, state, tuple(inputs))
 
-    def arguments(self) -> tuple[Tensor, list[Tensor]]:
+    def definitions(self) -> tuple[str, ...]:
+        """Functions that this one calls, as text."""
+        module, = self._module
+        return getattr(module, 'onnx_definitions', ())
+
+    def arguments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Arguments to trace :meth:`forward` with; their values do not matter."""
         module, = self._module
-        shape = max(self.shapes, key=lambda shape: len(set(shape)))
+        shapes = max(self.shapes, key=lambda shapes: len({*chain(*shapes)}))
         # Not the weights themselves, which are weights of the model, too
-        return torch.zeros(shape), [*map(torch.zeros_like, _weights(module).values())]
+        return ([*map(torch.zeros, shapes)],
+                [*map(torch.zeros_like, _weights(module).values())])
 
-    def dynamic_sizes(self) -> tuple[dict[int, Any], list[None]]:
+    def dynamic_sizes(self) -> tuple[list[dict[int, Any]], list[None]]:
         """Dynamic dimensions of the arguments, for ``torch.export``."""
         module, = self._module
-        return ({i: torch.export.Dim.AUTO for i, sizes in enumerate(zip(*self.shapes))
-                 if len(set(sizes)) > 1}, [None] * len(_weights(module)))
+        return ([{i: torch.export.Dim.AUTO for i, sizes in enumerate(zip(*shapes))
+                  if len(set(sizes)) > 1} for shapes in zip(*self.shapes)],
+                [None] * len(_weights(module)))
 
 
 class Library(nn.Module):
@@ -71,7 +82,8 @@ class Library(nn.Module):
         self.model = model
         self.functions = nn.ModuleList(functions)
 
-    def forward(self, image: Tensor, arguments: list[tuple[Tensor, list[Tensor]]]
+    def forward(self, image: Tensor,
+                arguments: list[tuple[list[Tensor], list[Tensor]]]
                 ) -> tuple[Tensor, ...]:
         """The outputs of the model, then those of the functions."""
         return (*self.model(image), *(function(*each) for function, each in zip(
@@ -79,22 +91,25 @@ class Library(nn.Module):
 
 
 class Call(nn.Module):
-    """Stands for a module where an ONNX file calls a function.
+    """Stands for modules where an ONNX file calls a function.
 
     Args:
-        module (nn.Module): A module like that of the function.
+        modules (Sequence[nn.Module]): Modules like that of the function, each of which
+            takes the output of the one before. They are one call while tracing, which
+            :func:`define_functions` splits.
         name (str): Name of the function.
     """
 
-    def __init__(self, module: nn.Module, name: str):
+    def __init__(self, modules: Sequence[nn.Module], name: str):
         super().__init__()
-        self.module = module
+        self.called = nn.ModuleList(modules)
         self.name = name
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """Trace the call; its value means nothing."""
+        weights = [_weights(module).values() for module in self.called]
         return torch.onnx.ops.symbolic(
-            f'{DOMAIN}::{self.name}', (x, *_weights(self.module).values()),
+            f'{DOMAIN}::{self.name}', (x, *others, *chain(*weights)),
             dtype=x.dtype, shape=x.shape, version=1)
 
 
@@ -106,6 +121,8 @@ def split_functions(model: nn.Module) -> list[Function]:
     """Replace modules of our backbones by calls.
 
     These are blocks like others, and modules with a true attribute ``onnx_function``.
+    Such a module may have ``onnx_form``, a function that returns the context to trace
+    it in, and ``onnx_definitions``, texts of the functions that it calls there.
 
     Args:
         model (nn.Module): Model to export, in eval mode; changed in place.
@@ -118,9 +135,9 @@ def split_functions(model: nn.Module) -> list[Function]:
     if not backbones or not hasattr(getattr(torch.onnx, 'ops', None), 'symbolic'):
         return []
     backbone = backbones[0]
-    shapes = _input_shapes(backbone)
+    calls = _record_calls(backbone)
     groups: dict[str, list[str]] = {}
-    for name in shapes:
+    for name in calls:
         groups.setdefault(_kind(backbone.get_submodule(name)), []).append(name)
     functions: list[Function] = []
     for names in groups.values():
@@ -128,12 +145,19 @@ def split_functions(model: nn.Module) -> list[Function]:
         if len(names) == 1 and not _is_function(module):
             continue
         name = f'{type(module).__name__}_{len(functions)}'
-        functions.append(Function(name, module, sum((shapes[n] for n in names), [])))
-        for each in names:
-            parent, _, child = each.rpartition('.')
-            setattr(backbone.get_submodule(parent), child,
-                    Call(backbone.get_submodule(each), name))
+        functions.append(Function(name, module, [
+            [x.shape for x in inputs] for each in names for inputs, _ in calls[each]]))
+        for first, *others in _chains(names, calls):
+            called = [backbone.get_submodule(each) for each in (first, *others)]
+            _replace(backbone, first, Call(called, name))
+            for each in others:
+                _replace(backbone, each, nn.Identity())
     return functions
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _candidates(backbone: PyramidBackbone) -> list[str]:
@@ -147,23 +171,38 @@ def _is_function(module: nn.Module) -> bool:
     return getattr(module, 'onnx_function', False)
 
 
-def _input_shapes(backbone: PyramidBackbone) -> dict[str, list[torch.Size]]:
-    """Shapes of the inputs of all candidates that return a tensor of the same shape."""
+def _record_calls(backbone: PyramidBackbone) -> Calls:
+    """Calls of all candidates that take tensors and return one like the first."""
     backbone = copy.deepcopy(backbone).to('meta')
-    shapes: dict[str, list[torch.Size]] = {}
+    calls: Calls = {}
 
     def record(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            if len(inputs) == 1 and getattr(output, 'shape', None) == inputs[0].shape:
-                shapes[name].append(output.shape)
+            if all(isinstance(x, Tensor) for x in (*inputs, output)) and (
+                    output.shape == inputs[0].shape):
+                calls[name].append((inputs, output))
         return hook
 
     for name in _candidates(backbone):
-        shapes[name] = []
+        calls[name] = []
         backbone.get_submodule(name).register_forward_hook(record(name))
     for batch_size, *size in SHAPES:
         backbone(torch.empty(batch_size, backbone.in_channels, *size, device='meta'))
-    return {name: found for name, found in shapes.items() if len(found) == len(SHAPES)}
+    return {name: found for name, found in calls.items() if len(found) == len(SHAPES)}
+
+
+def _chains(names: Sequence[str], calls: Calls) -> list[list[str]]:
+    """Group modules, given last to first, that take the output of the one before."""
+    chains: list[list[str]] = []
+    end = None
+    for name in names[::-1]:
+        (x, *others), output = calls[name][0]
+        if x is end and not others:
+            chains[-1].append(name)
+        else:
+            chains.append([name])
+        end = output
+    return chains
 
 
 def _kind(module: nn.Module) -> str:
@@ -183,9 +222,17 @@ def define_functions(model: Any, functions: Sequence[Function]) -> None:
         model (onnxscript.ir.Model): ONNX of a :class:`Library`, changed in place.
         functions (Sequence[Function]): Its functions.
     """
+    from onnx.parser import parse_function
     from onnxscript import ir, optimizer
     graph = model.graph
-    sizes = [1 + len(function.arguments()[1]) for function in functions]
+    definition: Any
+    header = f'<domain: "{DOMAIN}", opset_import: ["": {model.opset_imports[""]}]>'
+    for text in dict.fromkeys(sum((each.definitions() for each in functions), ())):
+        definition = ir.from_proto(parse_function(header + text))
+        model.functions[definition.identifier()] = definition
+    counts = {each.name: [*map(len, each.arguments())] for each in functions}
+    _split_calls(graph, counts)
+    sizes = [*map(sum, counts.values())]
     inputs, outputs = graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]
     del graph.inputs[-sum(sizes):], graph.outputs[-len(functions):]
     for function, size, output in zip(functions, sizes, outputs, strict=True):
@@ -195,6 +242,26 @@ def define_functions(model: Any, functions: Sequence[Function]) -> None:
         del inputs[:size]
     model.opset_imports[DOMAIN] = 1
     optimizer.remove_unused_nodes(model)
+
+
+def _split_calls(graph: Any, counts: dict[str, list[int]]) -> None:
+    """Replace calls that stand for several by these."""
+    from onnxscript import ir
+    for node in [*graph]:
+        if node.domain != DOMAIN or node.op_type not in counts:
+            continue
+        num_inputs, num_weights = counts[node.op_type]
+        inputs, weights = node.inputs[:num_inputs], node.inputs[num_inputs:]
+        if len(weights) == num_weights:
+            continue
+        calls = []
+        for i in range(0, len(weights), num_weights):
+            calls.append(ir.Node(
+                DOMAIN, node.op_type, [*inputs, *weights[i:i + num_weights]],
+                name=f'{node.name}_{i // num_weights}'))
+            inputs = calls[-1].outputs
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], calls, node.outputs, inputs)
 
 
 def _body(graph: Any, inputs: Sequence[Any], output: Any) -> Any:

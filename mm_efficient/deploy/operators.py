@@ -1,4 +1,4 @@
-"""NMS and RoIAlign as single operators with fixed output shapes.
+"""NMS and RoIAlign as single operators with fixed output shapes; others for ONNX.
 
 Inside, shapes depend on values: how many boxes NMS keeps, which RoIs belong to which
 feature map. As single operators they hide that from tracers. ONNX has operators for
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 ONNX_INT64 = 7  # onnx.TensorProto.INT64; ONNX need not be installed
 
@@ -39,6 +41,14 @@ def _pyramid_roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor,
     return out
 
 
+def _resize_bilinear(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x, (height, width), mode='bilinear', align_corners=False)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
 _padded_nms_op: Any = _padded_nms
 _pyramid_roi_align_op: Any = _pyramid_roi_align
 if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.6
@@ -46,6 +56,11 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.
         'mm_efficient::padded_nms', _padded_nms, mutates_args=())
     _pyramid_roi_align_op = torch.library.custom_op(
         'mm_efficient::pyramid_roi_align', _pyramid_roi_align, mutates_args=())
+
+    _resize_bilinear_op = torch.library.custom_op(
+        'mm_efficient::resize_bilinear', _resize_bilinear, mutates_args=())
+    _layer_norm_op = torch.library.custom_op(
+        'mm_efficient::layer_norm', _layer_norm, mutates_args=())
 
     @_padded_nms_op.register_fake
     def _(boxes: Tensor, scores: Tensor, iou_threshold: float,
@@ -56,6 +71,42 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4 on; exporting needs 2.
     def _(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float],
           size: int, sampling_ratio: int) -> Tensor:
         return maps[0].new_empty((rois.shape[0], maps[0].shape[1], size, size))
+
+    @_resize_bilinear_op.register_fake
+    def _(x: Tensor, height: int, width: int) -> Tensor:
+        return x.new_empty((*x.shape[:2], height, width))
+
+    @_layer_norm_op.register_fake
+    def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return x.new_empty(x.shape)
+
+
+class SingleOperators(TorchFunctionMode):
+    """For ONNX: bilinear resizing and layer norms of dynamic sizes as single operators.
+
+    PyTorch's own compute the shape of their output by tracing their formula, and an
+    export does so four times.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
+        """See ``TorchFunctionMode``."""
+        found = kwargs or {}
+        ops = torch.ops.mm_efficient
+        if func is F.interpolate and _is_dynamic(found['size']) and (
+                found['mode'] == 'bilinear'
+                and not found['align_corners'] and not found['antialias']):
+            return ops.resize_bilinear(*args, *found['size'])
+        if func is F.layer_norm and _is_dynamic(args[0].shape) and (
+                len(args[1]) == 1
+                and found['weight'] is not None and found['bias'] is not None):
+            return ops.layer_norm(args[0], found['weight'], found['bias'], found['eps'])
+        return func(*args, **found)
+
+
+def _is_dynamic(size: Any) -> bool:
+    return isinstance(size, (tuple, list)) and any(
+        isinstance(each, torch.SymInt) for each in size)
 
 
 def padded_nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
@@ -103,14 +154,16 @@ def pyramid_roi_align(maps: Sequence[Tensor], rois: Tensor, levels: Tensor,
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """Translations of both operators for ``torch.onnx.export``.
+    """Translations of these operators for ``torch.onnx.export``.
 
     Returns:
         dict: Its ``custom_translation_table``.
     """
     ops = torch.ops.mm_efficient
     return {ops.padded_nms.default: _onnx_padded_nms,
-            ops.pyramid_roi_align.default: _onnx_pyramid_roi_align}
+            ops.pyramid_roi_align.default: _onnx_pyramid_roi_align,
+            ops.resize_bilinear.default: _onnx_resize_bilinear,
+            ops.layer_norm.default: _onnx_layer_norm}
 
 
 def _onnx_opset() -> Any:
@@ -162,3 +215,17 @@ def _onnx_pyramid_roi_align(maps: Any, rois: Any, levels: Any, scales: Sequence[
     features = op.Concat(*parts, axis=0)
     index = op.Unsqueeze(op.Concat(*indices, axis=0), ints(1))
     return op.ScatterND(op.ConstantOfShape(op.Shape(features)), index, features)
+
+
+def _onnx_resize_bilinear(x: Any, height: Any, width: Any) -> Any:
+    op = _onnx_opset()
+    sizes = [op.Constant(value_ints=[size]) if isinstance(size, int) else
+             op.Reshape(size, _onnx_ints(1)) for size in (height, width)]
+    return op.Resize(x, None, None, op.Concat(op.Shape(x, start=0, end=2), *sizes,
+                                              axis=0),
+                     mode='linear', coordinate_transformation_mode='half_pixel')
+
+
+def _onnx_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    y, *_ = _onnx_opset().LayerNormalization(x, weight, bias, axis=-1, epsilon=eps)
+    return y

@@ -1,12 +1,14 @@
-"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX."""
+"""NMS and RoIAlign: as in MMCV and MMDetection, and the same in ONNX; others."""
 import pytest
 import torch
+import torch.nn.functional as F
 from mmcv.ops import batched_nms
 from mmdet.models import SingleRoIExtractor
 from torch import nn
 
 from mm_efficient.deploy.detectors import extract_roi_features, grouped_nms
 from mm_efficient.deploy.operators import (
+    SingleOperators,
     onnx_translations,
     padded_nms,
     pyramid_roi_align,
@@ -148,3 +150,28 @@ def test_torchscript_and_exported_programs(module, x, tmp_path):
     program = torch.export.export(module, x)
     torch.export.save(program, tmp_path / 'a.pt2')
     assert torch.equal(torch.export.load(tmp_path / 'a.pt2').module()(*x), expected)
+
+
+class Resized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(7)
+
+    def forward(self, x, y):
+        return F.interpolate(self.norm(x), y.shape[2:], mode='bilinear')
+
+
+@pytest.mark.skipif(torch.__version__ < '2.6', reason='exporting needs PyTorch 2.6')
+@pytest.mark.parametrize('dynamic', [True, False])
+def test_single_operators_where_sizes_are_dynamic(dynamic):
+    x, y, model = torch.rand(2, 3, 6, 7), torch.rand(1, 1, 5, 9), Resized()
+    auto = torch.export.Dim.AUTO
+    with SingleOperators():
+        program = torch.export.export(model, (x, y), dynamic_shapes=(
+            {0: auto}, {2: auto, 3: auto}) if dynamic else None)
+    called = {str(node.target) for node in program.graph.nodes}
+    assert dynamic == ({'mm_efficient.layer_norm.default',
+                        'mm_efficient.resize_bilinear.default'} <= called)
+    if dynamic:
+        x, y = x.repeat(2, 1, 1, 1), y[..., :3]
+    torch.testing.assert_close(program.module()(x, y), model(x, y))

@@ -15,6 +15,7 @@ for Core ML. A file is compared with PyTorch on images of two shapes before it i
 """
 import argparse
 import logging
+import time
 
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -109,7 +110,7 @@ def print_result(result, console):
     if not result.parity:
         console.print('not compared with PyTorch: Core ML runs on Apple systems only')
     if result.operators:
-        console.print('operators: ' + ', '.join(
+        console.print(f'{sum(result.operators.values())} nodes: ' + ', '.join(
             f'{name} {count}' for name, count in result.operators.items()))
 
 
@@ -134,6 +135,7 @@ def main(argv=None):
         model, images, metadata = prepare_export(
             cfg, args.checkpoint, files=files, shape=args.shape, static=args.static,
             backbone=args.backbone)
+        start = time.process_time()
         with Status('', console=Console(stderr=True)) as status:
             result = export(
                 model, args.out, images, format=format, backbone=args.backbone,
@@ -142,6 +144,7 @@ def main(argv=None):
                 metadata={'config': args.config, **metadata}, progress=status.update)
     console.print(f'weights: {metadata["weights"]}')
     print_result(result, console)
+    console.print(f'{time.process_time() - start:.0f} s of CPU time')
     print(f'written: {args.out}')
 
 

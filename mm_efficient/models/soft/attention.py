@@ -15,7 +15,12 @@ from ..layers import (
 )
 from .area_pooling import area_pool
 from .gaussian_attention import gaussian_attention, gaussian_kernel, landmark_kernel
-from .newton_inverse import normalized_inverse, regularized_inverse
+from .newton_inverse import (
+    ONNX_STEPS,
+    normalized_inverse,
+    onnx_steps,
+    regularized_inverse,
+)
 
 HEAD_DIMS = 32
 
@@ -27,7 +32,9 @@ class LandmarkInverse(nn.Module):
         normalized (bool): Use the degree-normalised inverse.
     """
 
-    onnx_function = True  # twenty steps, which are the same in all blocks
+    onnx_function = True  # the same in all blocks
+    onnx_form = staticmethod(onnx_steps)
+    onnx_definitions = (ONNX_STEPS, )
 
     def __init__(self, normalized: bool):
         super().__init__()
@@ -36,6 +43,17 @@ class LandmarkInverse(nn.Module):
     def forward(self, kernel: Tensor) -> Tensor:
         """(B, heads, m, m) -> (B, heads, m, m)."""
         return self.invert(kernel)
+
+
+class GaussianAttention(nn.Module):
+    """Attention ``K M (K^T v)``, see :func:`gaussian_attention`."""
+
+    onnx_function = True  # the same in all stages
+
+    def forward(self, query: Tensor, landmarks: Tensor, value: Tensor,
+                inverse: Tensor) -> Tensor:
+        """(B, heads, N, d), and m landmarks and their inverse -> (B, heads, N, d)."""
+        return gaussian_attention(query, landmarks, value, inverse)
 
 
 @register_notrace_module
@@ -63,6 +81,7 @@ class SOFTAttention(nn.Module):
         super().__init__()
         self.num_heads = embed_dims // HEAD_DIMS
         self.inverse = LandmarkInverse(normalized)
+        self.mix = GaussianAttention()
         self.pretrain_grid = pretrain_grid
         self.q = nn.Linear(embed_dims, embed_dims)
         self.v = nn.Linear(embed_dims, embed_dims)
@@ -111,8 +130,8 @@ class SOFTAttention(nn.Module):
     def _attend(self, query: Tensor, value: Tensor) -> Tensor:
         """(B, h, w, C), twice -> (B, h, w, heads, d)."""
         landmarks, inverse = self._landmarks_and_inverse(query)
-        out = gaussian_attention(self._split_heads(query), landmarks,
-                                 self._split_heads(value), inverse)
+        out = self.mix(self._split_heads(query), landmarks, self._split_heads(value),
+                       inverse)
         return out.unflatten(2, query.shape[1:3]).permute(0, 2, 3, 1, 4)
 
     def _landmarks_and_inverse(self, query: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ diagonal. Batches are (B, heads, m, m); nothing is shared between images. Arithm
 runs in float32 or float64: in half precision ``alpha`` underflows from about 257
 landmarks on.
 """
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,6 +30,21 @@ REGULARIZER = 0.01
 # while the largest column sum of |I - alpha A A| exceeds COLUMN_SUM_LIMIT.
 MAX_HALVINGS = 10
 COLUMN_SUM_LIMIT = 1.01
+# All steps as a function of an ONNX file. ONNX Runtime runs the loop as fast as a
+# sequence, which it would optimise for seconds as it loads a deep model.
+ONNX_STEPS = """
+NewtonSteps <steps> (kernel, start) => (inverse) {
+    steps = Constant <value_int: int = @steps> ()
+    inverse = Loop (steps, , start) <body = step (int64 i, bool go_on, float[g, m, m] x)
+        => (bool still, float[g, m, m] next) {
+        still = Identity (go_on)
+        twice = Add (x, x)
+        right = MatMul (kernel, x)
+        product = MatMul (x, right)
+        next = Sub (twice, product)
+    }>
+}"""
+_calls_onnx_steps = False
 
 
 @in_float32
@@ -124,10 +141,25 @@ def newton_iteration(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
     return _NewtonIteration.apply(kernel, alpha, steps)
 
 
+@contextlib.contextmanager
+def onnx_steps() -> Iterator[None]:
+    """Trace all steps as one call of ``ONNX_STEPS``; values mean nothing inside."""
+    global _calls_onnx_steps
+    _calls_onnx_steps = True
+    try:
+        yield
+    finally:
+        _calls_onnx_steps = False
+
+
 def _iterate(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
     shape = kernel.shape
     x = (alpha * kernel).flatten(0, 1)  # (B * heads, m, m)
     kernel = kernel.flatten(0, 1)
+    if _calls_onnx_steps:
+        return torch.onnx.ops.symbolic(
+            'mm_efficient::NewtonSteps', (kernel, x), dict(steps=steps), dtype=x.dtype,
+            shape=x.shape, version=1).view(shape)
     for _ in range(steps):
         x = torch.baddbmm(x, x, kernel @ x, beta=2, alpha=-1)
     return x.view(shape)
