@@ -32,7 +32,7 @@ def config_files() -> list[Path]:
 
 def is_local(path: str) -> bool:
     """Whether a path is on this machine, without a scheme such as ``http://``."""
-    return '://' not in path
+    return re.match(r'[^/\\]+://', path) is None
 
 
 def join_root(root: str, path: str) -> str:
@@ -97,12 +97,15 @@ def remove_drafts(folder: str | Path, suffix: str) -> None:
             draft.unlink(missing_ok=True)
 
 
-def check_output(path: str | Path, suffixes: Sequence[str]) -> None:
+def check_output(path: str | Path, suffixes: Sequence[str],
+                 inputs: Sequence[str | Path | None] = ()) -> None:
     """Check, before any work, that a file can be written.
 
     Args:
         path (str | Path): The file; its folder is created.
         suffixes (Sequence[str]): Allowed suffixes.
+        inputs (Sequence[str | Path | None]): What must not be overwritten; those that
+            are no files are left alone. Defaults to none.
 
     Raises:
         InputError: If it cannot be written.
@@ -113,6 +116,10 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> None:
     if path.suffix.lower() not in suffixes:
         raise InputError(f'{path}: the name of an output file has to end with '
                          f'{" or ".join(suffixes)}.')
+    for source in inputs:
+        if path.exists() and source and Path(source).exists() and path.samefile(source):
+            raise InputError(f'{path} is read and would be overwritten. Name another '
+                             'output file.')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,7 +152,8 @@ def find_images(source: str | Path) -> list[Path]:
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir()
-                       if file.suffix.lower() in IMAGE_SUFFIXES)
+                       if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+                       and not file.name.startswith('.'))
         if not files:
             raise InputError(f'{path} has no image directly in it; expected files '
                              f'named {" ".join("*" + s for s in IMAGE_SUFFIXES)}.')

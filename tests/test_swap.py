@@ -310,12 +310,16 @@ def test_the_tool_prints_what_it_writes(tool, tmp_path, capsys, monkeypatch):
 
 
 def test_the_tool_reports_in_one_line(tool, tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text(f'_base_ = {RETINANET!r}')
     for arguments in ([RETINANET, '--backbone', 'resnet50'],
                       ['soft_tiny_retinanet_1x.py', '--backbone', 'soft_tiny'],
-                      [RETINANET, '--backbone', 'soft_tiny', '--out', 'my.txt']):
+                      [RETINANET, '--backbone', 'soft_tiny', '--out', 'my.txt'],
+                      [str(own), '--backbone', 'soft_tiny', '--out', str(own)]):
         with pytest.raises(SystemExit) as stop:
             tool(arguments)
         assert str(stop.value.code).startswith('error: ')
+    assert own.read_text() == f'_base_ = {RETINANET!r}'
 
 
 def test_every_variant_has_a_config_for_every_recipe():

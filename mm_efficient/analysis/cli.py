@@ -3,12 +3,12 @@ import argparse
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..runs.options import OptionsAction
 from .models import ModelSpec, find_model
 
 
@@ -56,7 +56,7 @@ def model_parser(description: str) -> argparse.ArgumentParser:
         help='224, or 800x1344, height x width (default: 224 for classifiers, '
         '800x1344 for detectors, 512 for segmentors)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
         help='override settings of the configs')
     return parser
 

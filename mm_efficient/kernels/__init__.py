@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 VARIABLE = 'MM_EFFICIENT_KERNELS'
-# A program holds that many landmarks of SOFT in on-chip memory
+# A program holds that many landmarks of SOFT, anchors of EcoFormer and channels of
+# ReduceFormer's queries in on-chip memory
 MAX_LANDMARKS = 64
-MODULES = ('newton_inverse', 'gaussian_attention', 'focal_loss')
+MAX_ANCHORS = 32
+MAX_CHANNELS = 1024
+MODULES = ('newton_inverse', 'gaussian_attention', 'focal_loss', 'reduction_attention',
+           'hash_attention')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # Triton's interpreter runs kernels on the CPU, in tests
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'

@@ -15,24 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiling import product, rows, split, within_heads
+
 TOKENS = 32  # per step of a program; with 64 registers run out
-PROGRAMS = 512  # wanted, so that the sums over tokens keep a GPU busy
-MAX_PARTS = 64  # of a sum, which are added one after the other
 WARPS = 8
-
-
-@triton.jit
-def _product(a, b):
-    return tl.dot(a, b, input_precision='ieee')
-
-
-@triton.jit
-def _rows(begin, end, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Offsets and mask of rows ``width`` apart, ROWS from ``begin`` on."""
-    index = begin + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    return (index[:, None].to(tl.int64) * width + column[None, :],
-            (index < end)[:, None] & (column >= 0)[None, :])
 
 
 @triton.jit
@@ -40,7 +26,7 @@ def _kernel(query, landmarks):
     """K, (tokens, landmarks); rows and columns of the padding are not zero."""
     norm_q = tl.sum(query * query, 1) / 2
     norm_l = tl.sum(landmarks * landmarks, 1) / 2
-    exponent = _product(query, tl.trans(landmarks))
+    exponent = product(query, tl.trans(landmarks))
     exponent = exponent - norm_q[:, None] - norm_l[None, :]
     return tl.exp(tl.minimum(exponent, 0.))
 
@@ -53,15 +39,15 @@ def _summarise(query, landmarks, value, parts, tokens, part_tokens, heads, m,
     group = tl.program_id(0).to(tl.int64)
     query += group // heads * q_batch + group % heads * q_head
     value += group // heads * v_batch + group % heads * v_head
-    few, few_mask = _rows(0, m, D, M, D)
+    few, few_mask = rows(0, m, D, M, D)
     marks = tl.load(landmarks + group * m * D + few, few_mask, 0.)
     total = tl.zeros((M, D), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = _rows(begin, tokens, q_token, N, D)
+        offsets, mask = rows(begin, tokens, q_token, N, D)
         kernel = _kernel(tl.load(query + offsets, mask, 0.).to(tl.float32), marks)
-        offsets, mask = _rows(begin, tokens, v_token, N, D)
-        total += _product(tl.trans(kernel),
+        offsets, mask = rows(begin, tokens, v_token, N, D)
+        total += product(tl.trans(kernel),
                           tl.load(value + offsets, mask, 0.).to(tl.float32))
     part = group * tl.num_programs(1) + tl.program_id(1)
     tl.store(parts + part * m * D + few, total, few_mask)
@@ -69,7 +55,7 @@ def _summarise(query, landmarks, value, parts, tokens, part_tokens, heads, m,
 
 @triton.jit
 def _added(parts, group, number, m, D: tl.constexpr, M: tl.constexpr):
-    offsets, mask = _rows(0, m, D, M, D)
+    offsets, mask = rows(0, m, D, M, D)
     total = tl.zeros((M, D), tl.float32)
     for part in range(number):
         total += tl.load(parts + (group * number + part) * m * D + offsets, mask, 0.)
@@ -81,12 +67,12 @@ def _mix(parts, inverse, summary, mixed, number, m, D: tl.constexpr, M: tl.const
     """K^T v from its parts, and M (K^T v)."""
     group = tl.program_id(0).to(tl.int64)
     total = _added(parts, group, number, m, D, M)
-    offsets, mask = _rows(0, m, D, M, D)
+    offsets, mask = rows(0, m, D, M, D)
     tl.store(summary + group * m * D + offsets, total, mask)
-    square, inside = _rows(0, m, m, M, M)
+    square, inside = rows(0, m, m, M, M)
     inside = inside & (tl.arange(0, M) < m)[None, :]
     matrix = tl.load(inverse + group * m * m + square, inside, 0.)
-    tl.store(mixed + group * m * D + offsets, _product(matrix, total), mask)
+    tl.store(mixed + group * m * D + offsets, product(matrix, total), mask)
 
 
 @triton.jit
@@ -95,15 +81,15 @@ def _mix_backward(parts, inverse, summary, grad_inverse, grad_summary, number, m
     """Gradients of M and of K^T v."""
     group = tl.program_id(0).to(tl.int64)
     grad_mixed = _added(parts, group, number, m, D, M)
-    offsets, mask = _rows(0, m, D, M, D)
+    offsets, mask = rows(0, m, D, M, D)
     offsets += group * m * D
-    square, inside = _rows(0, m, m, M, M)
+    square, inside = rows(0, m, m, M, M)
     inside = inside & (tl.arange(0, M) < m)[None, :]
     square += group * m * m
     matrix = tl.load(inverse + square, inside, 0.)
-    tl.store(grad_summary + offsets, _product(tl.trans(matrix), grad_mixed), mask)
+    tl.store(grad_summary + offsets, product(tl.trans(matrix), grad_mixed), mask)
     total = tl.load(summary + offsets, mask, 0.)
-    tl.store(grad_inverse + square, _product(grad_mixed, tl.trans(total)), inside)
+    tl.store(grad_inverse + square, product(grad_mixed, tl.trans(total)), inside)
 
 
 @triton.jit
@@ -112,14 +98,14 @@ def _distribute(query, landmarks, mixed, out, tokens, heads, m, q_batch, q_head,
     """K times what ``mixed`` has per landmark; ``out`` is (B, tokens, heads, D)."""
     group = tl.program_id(0).to(tl.int64)
     query += group // heads * q_batch + group % heads * q_head
-    few, few_mask = _rows(0, m, D, M, D)
+    few, few_mask = rows(0, m, D, M, D)
     few += group * m * D
-    offsets, mask = _rows(tl.program_id(1) * N, tokens, q_token, N, D)
+    offsets, mask = rows(tl.program_id(1) * N, tokens, q_token, N, D)
     kernel = _kernel(tl.load(query + offsets, mask, 0.).to(tl.float32),
                      tl.load(landmarks + few, few_mask, 0.))
-    offsets, mask = _rows(tl.program_id(1) * N, tokens, heads * D, N, D)
+    offsets, mask = rows(tl.program_id(1) * N, tokens, heads * D, N, D)
     out += (group // heads * tokens * heads + group % heads) * D
-    tl.store(out + offsets, _product(kernel, tl.load(mixed + few, few_mask, 0.)), mask)
+    tl.store(out + offsets, product(kernel, tl.load(mixed + few, few_mask, 0.)), mask)
 
 
 @triton.jit
@@ -134,7 +120,7 @@ def _distribute_backward(query, landmarks, value, grad, mixed, grad_summary,
     value += group // heads * v_batch + group % heads * v_head
     grad += group // heads * g_batch + group % heads * g_head
     own = (group // heads * tokens * heads + group % heads) * D
-    few, few_mask = _rows(0, m, D, M, D)
+    few, few_mask = rows(0, m, D, M, D)
     few += group * m * D
     marks = tl.load(landmarks + few, few_mask, 0.)
     by_mixed = tl.load(mixed + few, few_mask, 0.)
@@ -143,25 +129,25 @@ def _distribute_backward(query, landmarks, value, grad, mixed, grad_summary,
     weights = tl.zeros((M, ), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = _rows(begin, tokens, q_token, N, D)
+        offsets, mask = rows(begin, tokens, q_token, N, D)
         q = tl.load(query + offsets, mask, 0.).to(tl.float32)
-        offsets, mask = _rows(begin, tokens, v_token, N, D)
+        offsets, mask = rows(begin, tokens, v_token, N, D)
         v = tl.load(value + offsets, mask, 0.).to(tl.float32)
-        offsets, mask = _rows(begin, tokens, g_token, N, D)
+        offsets, mask = rows(begin, tokens, g_token, N, D)
         g = tl.load(grad + offsets, mask, 0.).to(tl.float32)
         kernel = _kernel(q, marks)
         # dL/d(-|q - l|^2 / 2); zero in the padding, where g, v and the others are
-        weight = kernel * (_product(g, tl.trans(by_mixed))
-                           + _product(v, tl.trans(by_summary)))
-        offsets, mask = _rows(begin, tokens, heads * D, N, D)
+        weight = kernel * (product(g, tl.trans(by_mixed))
+                           + product(v, tl.trans(by_summary)))
+        offsets, mask = rows(begin, tokens, heads * D, N, D)
         offsets += own
-        moved = _product(weight, marks) - tl.sum(weight, 1)[:, None] * q
+        moved = product(weight, marks) - tl.sum(weight, 1)[:, None] * q
         tl.store(grad_query + offsets, moved.to(grad_query.dtype.element_ty), mask)
-        moved = _product(kernel, by_summary)
+        moved = product(kernel, by_summary)
         tl.store(grad_value + offsets, moved.to(grad_value.dtype.element_ty), mask)
-        moments += _product(tl.trans(weight), q)
+        moments += product(tl.trans(weight), q)
         weights += tl.sum(weight, 0)
-    few, few_mask = _rows(0, m, D, M, D)
+    few, few_mask = rows(0, m, D, M, D)
     part = group * tl.num_programs(1) + tl.program_id(1)
     tl.store(parts + part * m * D + few, moments - weights[:, None] * marks, few_mask)
 
@@ -171,18 +157,10 @@ def _strides(x: Tensor) -> tuple[int, ...]:
     return x.stride()[:3]
 
 
-def _within_heads(x: Tensor) -> Tensor:
-    """Copy only if the channels of a head are not next to each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _parts(query: Tensor) -> tuple[int, int]:
     """Number of parts of a sum over the tokens, and tokens of a part."""
     batch, heads, tokens, _ = query.shape
-    steps = triton.cdiv(tokens, TOKENS)
-    number = min(steps, MAX_PARTS, triton.cdiv(PROGRAMS, max(1, batch * heads)))
-    part_steps = triton.cdiv(steps, number)
-    return triton.cdiv(steps, part_steps), part_steps * TOKENS
+    return split(tokens, TOKENS, batch * heads)
 
 
 def _new_tokens(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -216,7 +194,7 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
         tuple: The output in float32, (B, heads, N, d), and what its gradient needs:
         K^T v and M K^T v, (B, heads, m, d).
     """
-    query, value = _within_heads(query), _within_heads(value)
+    query, value = within_heads(query), within_heads(value)
     landmarks, inverse = landmarks.contiguous(), inverse.contiguous()
     batch, heads, tokens, _ = query.shape
     m = landmarks.shape[2]
@@ -238,7 +216,7 @@ def gaussian_attention_backward(
         grad: Tensor, query: Tensor, landmarks: Tensor, value: Tensor, inverse: Tensor,
         summary: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, landmarks, value and inverse."""
-    query, value, grad = map(_within_heads, (query, value, grad))
+    query, value, grad = map(within_heads, (query, value, grad))
     landmarks, inverse = landmarks.contiguous(), inverse.contiguous()
     batch, heads, tokens, _ = query.shape
     m = landmarks.shape[2]

@@ -2,6 +2,7 @@
 
 MMEngine finds these faults too, but after it has filled the work dir.
 """
+import copy
 import inspect
 import math
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import _ParamScheduler
+from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -28,8 +29,8 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
-from ..errors import InputError, did_you_mean
-from .traversal import as_list, leaf_datasets, split_metrics
+from ..errors import InputError, did_you_mean, one_line
+from .traversal import as_list, leaf_datasets, split_metrics, type_name
 
 Part = tuple[str, Any, Registry]
 # Keys that are read before a class gets the others
@@ -102,6 +103,9 @@ def _parts_of_optimization(cfg: Config) -> Iterator[Part]:
 
 
 def _check_part(key: str, settings: Any, registry: Registry) -> None:
+    if isinstance(settings, str):
+        raise InputError(f'{key} is {settings!r}; expected a dict, such as '
+                         f'dict(type={settings!r}).')
     if not isinstance(settings, dict) or 'type' not in settings:
         return
     kind = settings['type']
@@ -126,10 +130,13 @@ def _check_part(key: str, settings: Any, registry: Registry) -> None:
         name = getattr(kind, '__name__', kind)
         raise InputError(f'{key}: {name} has no argument {unknown[0]!r}'
                          f'{did_you_mean(unknown[0], known)}.')
+    for name, value in settings.items():
+        if isinstance(value, str) and known.get(name) in (int, float):
+            raise InputError(f'{key}.{name} is {value!r}; expected a number.')
 
 
-def _known_arguments(kind: Any) -> set[str]:
-    """Names of the arguments of a class or function; none if it takes any."""
+def _known_arguments(kind: Any) -> dict[str, Any]:
+    """Arguments of a class or function with their types; none if it takes any."""
     sources = [kind]
     if isinstance(kind, type) and issubclass(kind, CheckpointHook):
         sources.append(Runner.save_checkpoint)  # which gets the others
@@ -140,9 +147,10 @@ def _known_arguments(kind: Any) -> set[str]:
         parameters = [each for source in sources
                       for each in inspect.signature(source).parameters.values()]
     except (TypeError, ValueError):
-        return set()
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    return set() if takes_any and len(sources) == 1 else {p.name for p in parameters}
+        return {}
+    if len(sources) == 1 and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return {}
+    return {p.name: p.annotation for p in parameters}
 
 
 def _check_loader(cfg: Config, split: str) -> None:
@@ -190,7 +198,8 @@ def _check_optimizer(wrapper: Any) -> None:
             kind = registry.get(kind)
     try:
         first = next(iter(inspect.signature(kind).parameters))
-        OPTIMIZERS.build({**settings, first: [torch.nn.Parameter(torch.zeros(1, 1))]})
+        optimizer = OPTIMIZERS.build(
+            {**settings, first: [torch.nn.Parameter(torch.zeros(1, 1))]})
     except (TypeError, ValueError) as error:
         given = ', '.join(f'{key}={_short(value)}' for key, value in settings.items()
                           if key != 'type')
@@ -199,3 +208,18 @@ def _check_optimizer(wrapper: Any) -> None:
                          f'{reason}') from None
     except Exception:  # such as one that needs a GPU
         return
+    if type_name(wrapper) in ('', 'OptimWrapper', 'AmpOptimWrapper'):
+        _check_wrapper(wrapper, optimizer)
+
+
+def _check_wrapper(wrapper: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Build the optimizer wrapper of a single parameter, and clip its gradient."""
+    given = {key: copy.deepcopy(wrapper[key])
+             for key in ('accumulative_counts', 'clip_grad') if key in wrapper}
+    text = ', '.join(f'{key}={_short(value)}' for key, value in given.items())
+    try:
+        trial = OptimWrapper(optimizer, **given)
+        if trial.clip_grad_kwargs:
+            trial.clip_func([torch.zeros(1)], **trial.clip_grad_kwargs)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f'optim_wrapper with {text}: {one_line(error)}') from None

@@ -172,10 +172,11 @@ def read_categories(path: str) -> dict[int, str]:
 def _category_names(path: str, categories: list) -> dict[int, str]:
     try:
         names = {category['id']: category['name'] for category in categories}
+        numbers = Counter(names.values())
     except (KeyError, TypeError):
         raise InputError(f'{path} has categories without "id" or "name"; '
                          f'{EXPECTED}.') from None
-    twice = [name for name, n in Counter(names.values()).items() if n > 1]
+    twice = [name for name, n in numbers.items() if n > 1]
     if twice or len(names) < len(categories):
         raise InputError(
             f'{path} has categories of the same {"name" if twice else "id"}'
@@ -240,7 +241,9 @@ def _check_wanted(path: str, wanted: Sequence[str], given: Sequence[str]) -> Non
     missing = [name for name in wanted if name not in given]
     if not missing:
         return
-    near = {name: difflib.get_close_matches(name, given, 2, 0.5) for name in missing}
+    texts = list(map(str, given))  # some files have numbers
+    near = {name: difflib.get_close_matches(str(name), texts, 2, 0.5)
+            for name in missing}
     hints = [f'{name!r}' + (f' (did you mean {" or ".join(map(repr, near[name]))}?)'
                             if near[name] else '') for name in missing]
     raise InputError(

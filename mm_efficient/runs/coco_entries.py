@@ -19,6 +19,9 @@ from .traversal import as_list, nested_dicts, split_metrics, type_name
 
 Fault = tuple[str, str]  # entry, and what is wrong with it
 Entry = Mapping[str, Any]
+UNUSED = dict(images="are of no entry in 'images'",
+              categories="are of no entry in 'categories'",
+              boxes='have boxes of less than a pixel, or outside of their image,')
 
 
 @dataclass
@@ -83,8 +86,16 @@ class CocoReader:
                 yield _name('annotations', i, each), fault
             used += fault is None
         if self.must_have_objects and not used and content['images']:
-            yield 'annotations', ('has none of a listed image and category, so that '
-                                  'there is nothing to learn')
+            yield 'annotations', (
+                'has none of a listed image and category with a box of at least a '
+                'pixel in the image ([x, y, width, height] in pixels), so that there '
+                'is nothing to learn')
+
+    def notes(self) -> Iterator[str]:
+        """Say what is not used, after :meth:`faults`."""
+        for reason, number in self.unused.items():
+            if number:
+                yield f'{number} annotations {UNUSED[reason]} and are not used'
 
     def _fault(self, each: Entry, images: Mapping[Any, Entry],
                wanted: Mapping[Any, bool], seen: dict[Any, bool]) -> str | None:
@@ -104,6 +115,9 @@ class CocoReader:
         self.unused['categories'] += each['category_id'] not in wanted
         used = wanted.get(each['category_id'], False)
         fault = self._training_fault(each, image, used)
+        if used and not fault and self.must_have_objects and _is_dropped(each, image):
+            self.unused['boxes'] += 1
+            return ''
         if not fault and used and (self.boxes or self.evaluated_masks):
             fault = self._evaluation_fault(each, image)
         return fault or (None if used else '')
@@ -125,14 +139,12 @@ class CocoReader:
             return _wrong(each, 'bbox', 'four numbers')
         if not (_is_number(image['height']) and _is_number(image['width'])):
             return 'is of an image whose height and width are no numbers'
-        x, y, w, h = box
-        if max(0, min(x + w, image['width']) - max(x, 0)) * \
-                max(0, min(y + h, image['height']) - max(y, 0)) == 0:
+        if _is_outside(each, image):
             return None
         if not _is_number(each.get('area')):
             return _wrong(each, 'area', 'a number')
         small = min(image['width'], image['height']) < self.min_size
-        if not (self.masks and used) or small or each['area'] <= 0 or w < 1 or h < 1:
+        if not (self.masks and used) or small or _is_dropped(each, image):
             return None
         return _mask_fault(each, self._size(each, image))
 
@@ -157,6 +169,19 @@ class CocoReader:
             except OSError:
                 pass
         return size
+
+
+def _is_outside(each: Entry, image: Entry) -> bool:
+    """Whether the box of an annotation is outside of the image."""
+    x, y, w, h = each['bbox']
+    return max(0, min(x + w, image['width']) - max(x, 0)) * \
+        max(0, min(y + h, image['height']) - max(y, 0)) == 0
+
+
+def _is_dropped(each: Entry, image: Entry) -> bool:
+    """Whether ``CocoDataset.parse_data_info`` leaves a faultless annotation out."""
+    return (bool(each.get('ignore')) or _is_outside(each, image) or each['area'] <= 0
+            or min(each['bbox'][2:]) < 1)
 
 
 def _mask_fault(each: Entry, size: tuple[int, int], strict: bool = False) -> str | None:
@@ -266,10 +291,8 @@ def check_coco_entries(cfg: Config, split: str,
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
         faults = [f'{entry} {fault}' for entry, fault in reader.faults(content)]
-        for reason, number in reader.unused.items():
-            if number:
-                print_log(f'{path}: {number} annotations are of no entry in {reason!r} '
-                          'and are not used', logger='current', level=logging.WARNING)
+        for note in reader.notes():
+            print_log(f'{path}: {note}', logger='current', level=logging.WARNING)
         if faults:
             raise InputError(
                 f'{path}: {list_some(faults, 2)}. Correct the file, or remove the '

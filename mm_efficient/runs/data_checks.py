@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from ..errors import InputError
 from ..files import is_local, join_root
+from .classes import FOLDER_DATASETS, head_classes
 from .coco import check_coco_file, coco_files, dataset_class, needs_annotations
 from .traversal import as_list, split_datasets, split_metrics, type_name
 
@@ -40,6 +41,7 @@ def check_data(cfg: Config, split: str) -> None:
         for path in _expected_paths(cfg, dataset):
             if is_local(path) and path and not osp.exists(path):
                 raise InputError(_missing_data(cfg, split, path))
+        _check_label_list(cfg, dataset, split)
     for _, path in coco_files(cfg, [split]):
         check_coco_file(path, needs_annotations(cfg, split))
     if split_datasets(cfg, split):
@@ -63,8 +65,45 @@ def _expected_paths(cfg: Config, dataset: dict) -> list[str]:
     return [join_root(root, path) for path in paths if isinstance(path, str)]
 
 
+def _check_label_list(cfg: Config, dataset: dict, split: str) -> None:
+    """Check the lines "image label" of a list of MMPretrain."""
+    if type_name(dataset) not in FOLDER_DATASETS or dataset.get('split') == 'test' \
+            or not dataset.get('with_label', True):
+        return
+    path = join_root(dataset.get('data_root') or '',
+                     dataset.get('ann_file') or f'meta/{dataset.get("split")}.txt')
+    if not osp.isfile(path):
+        return
+    count = head_classes(cfg.model) if split == 'train' else None
+    number = 0
+    try:
+        with open(path, encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                _, text = line.strip().rsplit(' ', 1)
+                label = int(text)
+                if count and not 0 <= label < count:
+                    raise InputError(
+                        f'{path}, line {number}, has the label {label}, but the '
+                        f'{count} classes of the model are 0 to {count - 1}. Correct '
+                        'the labels, or set the number of classes: --num-classes N')
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f'{path}, line {number + isinstance(error, UnicodeDecodeError)}, cannot be '
+            'read: expected an image, a blank and the number of its class, such as '
+            f'"a/b.jpg 3" ({error}). Correct or remove it.') from None
+
+
 def _check_metrics(cfg: Config, split: str) -> None:
     for metric in split_metrics(cfg, split):
+        largest = max(as_list(metric.get('topk')), default=1)
+        count = head_classes(cfg.model)
+        if type_name(metric) == 'Accuracy' and count and largest > count:
+            raise InputError(
+                f'{split}_evaluator.topk asks for the first {largest} classes, but the '
+                f'model has {count}. Set a smaller one, or the number of classes with '
+                '--num-classes N, which corrects it.')
         for path in as_list(metric.get('ann_file') or None):
             if is_local(path) and not osp.exists(path):
                 raise InputError(

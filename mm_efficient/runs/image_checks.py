@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import io
-import os
+import logging
 import os.path as osp
 from collections.abc import Iterator
 from itertools import islice
@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
+from mmengine.fileio import list_dir_or_file
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from ..engine.bit_depth import CheckBitDepth
 from ..errors import ExecutionError, InputError, one_line
 from ..files import is_local
 from .classes import head_classes
@@ -34,6 +37,8 @@ Fault = tuple[str, str]  # file, and what is wrong with it
 MOST_IMAGES = 5000  # headers to read before a run, of each split
 MOST_MAPS = 200  # label maps to decode
 IGNORED = 255
+ORIENTATION = 0x0112  # in EXIF
+ENDS = dict(JPEG=b'\xff\xd9', PNG=b'IEND')  # what the files of a format end with
 
 
 def check_images(cfg: Config, split: str) -> None:
@@ -55,7 +60,11 @@ def check_images(cfg: Config, split: str) -> None:
         if built is not None:
             fault = next(image_faults(cfg, dataset, built, split), None)
             if fault:
-                raise InputError(f'{fault[0]} {fault[1]}')
+                raise InputError(
+                    f'{fault[0]} {fault[1]}. All such files of a data set are listed '
+                    'by tools/analysis_tools/check_dataset.py CONFIG')
+            if cfg.default_scope == 'mmdet':
+                _warn_of_sizes(built)
 
 
 def build_dataset(cfg: Config, settings: dict, split: str,
@@ -106,7 +115,7 @@ def build_dataset(cfg: Config, settings: dict, split: str,
 
 
 def _files(folder: str) -> Iterator[str]:
-    return (name for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return list_dir_or_file(folder, list_dir=False, recursive=True)
 
 
 def _place(settings: dict) -> str:
@@ -144,20 +153,42 @@ def image_faults(cfg: Config, settings: dict, dataset: BaseDataset, split: str,
     loaders = Loaders(cfg, settings)
     evaluated = split != 'train'
     if not evaluated and loaders.skips_broken and all(
-            any(loaders.image_faults(info)) for info in spaced(dataset, len(dataset))):
-        path = dataset.get_data_info(0).get('img_path')
-        yield path, f'and all {len(dataset)} training images cannot be read'
-    if evaluated or not loaders.skips_broken:
-        for info in spaced(dataset, len(dataset) if everything else MOST_IMAGES):
-            yield from loaders.image_faults(info)
-    most = MOST_IMAGES if evaluated else MOST_MAPS
-    for info in spaced(dataset, len(dataset) if everything else most):
+            any(loaders.unreadable(info)) for info in spaced(dataset, len(dataset))):
+        for path, fault in loaders.unreadable(dataset.get_data_info(0)):
+            yield path, f'{fault}, like all {len(dataset)} training images'
+    most = len(dataset) if everything else MOST_IMAGES
+    for info in spaced(dataset, most if evaluated or not loaders.skips_broken else 0):
+        yield from loaders.unreadable(info)
+    most = most if everything or evaluated else MOST_MAPS
+    for info in spaced(dataset, most):
+        yield from loaders.too_deep(info)
         yield from loaders.map_faults(info, evaluated)
+
+
+def _warn_of_sizes(dataset: BaseDataset) -> None:
+    """Warn if images have another size than their entries in the annotation file."""
+    found = []
+    for info in spaced(dataset, MOST_MAPS):
+        entry = info.get('width'), info.get('height')
+        with contextlib.suppress(OSError, SyntaxError), \
+                Image.open(info['img_path']) as image:
+            turned = image.getexif().get(ORIENTATION, 1) > 4  # by a quarter
+            size = image.size[::-1] if turned else image.size
+            if None not in entry and size != entry:
+                found.append(f'{info["img_path"]} ({size[0]} x {size[1]} pixels, entry '
+                             f'{entry[0]} x {entry[1]})')
+    if found:
+        print_log(
+            f'{len(found)} of {min(len(dataset), MOST_MAPS)} images do not have the '
+            f'width and height of their entry, such as {found[0]}. Do their boxes fit? '
+            'MMDetection turns images as their EXIF orientation says.',
+            logger='current', level=logging.WARNING)
 
 
 def spaced(dataset: BaseDataset, most: int) -> Iterator[dict]:
     """Information on at most ``most`` samples, evenly spaced."""
-    for index in range(0, len(dataset), -(-len(dataset) // most)):
+    for index in range(0, len(dataset) if most else 0,
+                       -(-len(dataset) // max(most, 1))):
         yield dataset.get_data_info(index)
 
 
@@ -176,6 +207,7 @@ class Loaders:
         image = [step for step in steps if type_name(step) == 'LoadImageFromFile']
         maps = [step for step in nested_dicts(steps)
                 if type_name(step) == 'LoadAnnotations']
+        self.checks_depth = any(type_name(step) == 'CheckBitDepth' for step in steps)
         self.skips_broken = any(step.get('ignore_empty') for step in image)
         with DefaultScope.overwrite_default_scope(self.scope):
             self.image = Compose(copy.deepcopy(image)) if image else None
@@ -186,12 +218,31 @@ class Loaders:
             type_name(metric) == 'IoUMetric' and not metric.get('format_only')
             for split in ('val', 'test') for metric in split_metrics(cfg, split))
 
-    def image_faults(self, info: dict, decode: bool = False) -> Iterator[Fault]:
+    def too_deep(self, info: dict) -> Iterator[Fault]:
+        """Find out whether the pipeline refuses an image for its bit depth.
+
+        Args:
+            info (dict): Information on a sample.
+
+        Yields:
+            tuple[str, str]: File and fault.
+        """
+        if self.checks_depth:
+            try:
+                CheckBitDepth().transform(info)
+            except InputError as error:
+                path = info['img_path']
+                yield path, str(error).removeprefix(path).strip(' .')
+            except OSError:  # cannot be read
+                return
+
+    def unreadable(self, info: dict, decode: bool = False) -> Iterator[Fault]:
         """Find out whether an image cannot be loaded.
 
         Args:
             info (dict): Information on a sample.
-            decode (bool): Whether to read all of it. Defaults to False, its header.
+            decode (bool): Whether to read all of it. Defaults to False, its header,
+                and all of a file that does not end as it should.
 
         Yields:
             tuple[str, str]: File and fault.
@@ -201,7 +252,7 @@ class Loaders:
             return
         try:
             with Image.open(path) as image:
-                if decode:
+                if decode or not _is_whole(path, image.format):
                     image.load()
             return
         except Exception as error:
@@ -229,7 +280,7 @@ class Loaders:
         """
         path = info.get('seg_map_path')
         if self.scope != 'mmseg' or self.maps is None or not isinstance(path, str) \
-                or not is_local(path) or any(self.image_faults(info)):
+                or not is_local(path) or any(self.unreadable(info)):
             return
         if not osp.exists(path):
             yield path, f'does not exist; it is the label map of {info["img_path"]}'
@@ -250,8 +301,8 @@ class Loaders:
         try:
             with Image.open(info['img_path']) as image, \
                     Image.open(info['seg_map_path']) as labels:
-                labels.tell()
-                return image.size == labels.size and labels.mode in ('L', 'P')
+                return image.size == labels.size and labels.mode in ('L', 'P') \
+                    and _is_whole(info['seg_map_path'], labels.format)
         except Exception:
             return False
 
@@ -291,6 +342,13 @@ class Loaders:
         except Exception:
             return True
         return False
+
+
+def _is_whole(path: str, format: str | None) -> bool:
+    """Whether the end of a file is that of its format; a cut-off file has none."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, osp.getsize(path) - 64))
+        return ENDS.get(format or '', b'') in file.read()
 
 
 def _limit(cfg: Config) -> int | None:

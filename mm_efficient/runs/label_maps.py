@@ -1,6 +1,5 @@
 """Label maps of one's own classes: which pixel values stand for which class."""
 import logging
-import os
 import os.path as osp
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.fileio import list_dir_or_file
 from mmengine.logging import print_log
 from PIL import Image
 
@@ -92,9 +92,8 @@ def _folders(dataset: dict) -> tuple[str, str]:
 
 
 def _names(folder: str) -> list[str]:
-    """Paths of the files of a folder, relative to it."""
-    return sorted(osp.relpath(osp.join(parent, name), folder)
-                  for parent, _, names in os.walk(folder) for name in names)
+    """Paths of the files of a folder, relative to it, as MMSegmentation lists them."""
+    return sorted(list_dir_or_file(folder, list_dir=False, recursive=True))
 
 
 def _suffixes(images: str, maps: str, dataset: dict) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Settings without the effect they seem to have: overrides, length, best metric."""
 import inspect
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,6 +102,18 @@ def check_length(cfg: Config) -> None:
                          'val_dataloader and val_evaluator to None.')
 
 
+def _gives(metric: dict, name: str) -> bool:
+    """Whether a metric may give a value of this name; False if it surely does not."""
+    kind = type_name(metric)
+    if kind == 'Accuracy' and re.fullmatch(r'top\d+', name):
+        return int(name[3:]) in as_list(metric.get('topk', 1))
+    if kind == 'CocoMetric' and name.startswith(('bbox_', 'segm_')):
+        return name.partition('_')[0] in as_list(metric.get('metric', 'bbox'))
+    if kind == 'IoUMetric' and name in ('mIoU', 'mDice', 'mFscore'):
+        return name in metric.get('iou_metrics', ['mIoU'])
+    return True
+
+
 def check_save_best(cfg: Config) -> None:
     """Check that the metric of the best checkpoint is one of the evaluator's.
 
@@ -127,8 +140,7 @@ def check_save_best(cfg: Config) -> None:
     for key in as_list(hook['save_best']):
         prefix = key.rpartition('/')[0] or None
         given = [metric for metric, own in zip(metrics, prefixes) if own == prefix]
-        if not given or key == 'mIoU' and not any(
-                'mIoU' in metric.get('iou_metrics', ['mIoU']) for metric in given):
+        if not any(_gives(metric, key.rpartition('/')[2]) for metric in given):
             names = [f'{type_name(metric)} ({prefix}/...)' if prefix else
                      type_name(metric) for metric, prefix in zip(metrics, prefixes)]
             raise InputError(

@@ -3,7 +3,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..errors import InputError
+from ..errors import InputError, explain
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -16,7 +16,32 @@ def build_runner(cfg: Config) -> Runner:
     Returns:
         Runner: Ready to train or to test; its work dir has been created.
     """
+    if isinstance(cfg.get('visualizer'), dict):
+        # MMEngine keeps visualizers by name: a second run in this process would write
+        # to the folder of the first. By default it is named after the run.
+        cfg.visualizer.pop('name', None)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def build_optimizer(runner: Runner) -> None:
+    """Build the optimizer and its schedules, as training does at first.
+
+    Args:
+        runner (Runner): Of a training run. A ``FlexibleRunner`` builds its own later.
+
+    Raises:
+        ExecutionError: If they cannot be built, with the part of the config.
+    """
+    if not isinstance(runner, Runner):
+        return
+    with explain('optim_wrapper of the config cannot be built'):
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    # The runner scales the learning rate before it builds the schedules
+    scales = (runner.auto_scale_lr or {}).get('enable', False)
+    if runner.param_schedulers is not None and not scales:
+        with explain('param_scheduler of the config cannot be built'):
+            runner.param_schedulers = runner.build_param_scheduler(
+                runner.param_schedulers)
 
 
 def check_num_batches(runner: Runner) -> None:

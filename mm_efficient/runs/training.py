@@ -25,7 +25,7 @@ from .model_checks import check_model, check_teacher, check_weights
 from .overrides import check_length, check_save_best
 from .own_data import FoundClasses, check_splits, use_classes
 from .resuming import check_same_training, record_processes
-from .runner import build_runner, check_num_batches
+from .runner import build_optimizer, build_runner, check_num_batches
 from .settings import (
     make_resumable,
     set_pretrained,
@@ -119,6 +119,7 @@ def train(config: str | Path | Config,
                 find_cause(cfg, SPLITS):
             runner = build_runner(cfg)
             check_num_batches(runner)
+            build_optimizer(runner)
             for loop in (runner.train_loop, runner.val_loop):
                 if loop is not None:
                     name_files(loop.dataloader.dataset)

@@ -110,9 +110,9 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
                         help=f'{", ".join(FIGURE_SUFFIXES)} (default: {default})')
 
 
-def check_figure(path: str | Path) -> None:
+def check_figure(path: str | Path, inputs: Sequence[str | Path | None] = ()) -> None:
     """Check, before any work, that a figure can be written; see ``check_output``."""
-    check_output(path, FIGURE_SUFFIXES)
+    check_output(path, FIGURE_SUFFIXES, inputs)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 100) -> None:

@@ -69,7 +69,7 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     file, *others = find_images(args.image)
     if others:
         raise InputError(f'{args.image} is a folder; expected one image.')
-    check_figure(args.out)
+    check_figure(args.out, [args.image])
     cfg = load_config(args.config, args.cfg_options, args.mini,
                       num_classes=args.num_classes)
     image = read_image(file, args.short_side or SHORT_SIDES[cfg.default_scope])

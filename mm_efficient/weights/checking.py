@@ -29,6 +29,11 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any] | None:
     """
     if not is_local(path):
         return None
+    if osp.isdir(path):
+        raise InputError(f'Checkpoint {path} is a folder; expected a file, such as '
+                         'epoch_12.pth in a work dir.'
+                         + resume * (f' To continue from the latest one in {path}: '
+                                     f'--work-dir {path} --resume'))
     if not osp.isfile(path):
         raise InputError(f'Checkpoint {path} does not exist '
                          f'(current folder: {Path.cwd()}).')

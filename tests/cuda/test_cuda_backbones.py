@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_contract import SMALLEST, build, image, relative_error
 
-from mm_efficient.models.ecoformer import layers as ecoformer_layers
+from mm_efficient.models.ecoformer import kernel_hashing
 
 pytestmark = [pytest.mark.cuda, pytest.mark.part1]
 
@@ -59,13 +59,13 @@ def total_error(grads, references):
 @contextlib.contextmanager
 def recorded_codes(monkeypatch):
     """List that collects the hash codes computed within the context."""
-    codes, function = [], ecoformer_layers.hash_codes
+    codes, function = [], kernel_hashing.hash_codes
 
     def record(*args):
         codes.append(function(*args))
         return codes[-1]
     with monkeypatch.context() as patch:
-        patch.setattr(ecoformer_layers, 'hash_codes', record)
+        patch.setattr(kernel_hashing, 'hash_codes', record)
         yield codes
 
 

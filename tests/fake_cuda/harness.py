@@ -22,7 +22,11 @@ NO_KERNEL = {f'aten::{name}' for name in (
 # Kernels that operators of mm_efficient start; all others count as one
 STARTED = {'mm_efficient::normalized_inverse_backward': 2,
            'mm_efficient::gaussian_attention': 3,
-           'mm_efficient::gaussian_attention_backward': 4}
+           'mm_efficient::gaussian_attention_backward': 4,
+           'mm_efficient::reduction_attention': 2,
+           'mm_efficient::reduction_attention_backward': 2,
+           'mm_efficient::hash_attention': 4,
+           'mm_efficient::hash_attention_backward': 3}
 
 
 def build_hooks(folder):

@@ -21,7 +21,9 @@ BOUNDS = dict(
     lowformer_b0=(286, 1.9), reduceformer_b1=(303, 5.2), ecoformer_pvt_b0=(391, 5.5),
     ecoformer_twins_s=(807, 12.7))
 # The same with fused kernels
-KERNEL_BOUNDS = dict(soft_tiny=(333, 6.8), soft_tiny_norm=(333, 6.8))
+KERNEL_BOUNDS = dict(
+    soft_tiny=(333, 6.8), soft_tiny_norm=(333, 6.8), reduceformer_b1=(247, 4.7),
+    ecoformer_pvt_b0=(277, 3.6), ecoformer_twins_s=(541, 6.9))
 
 # Gigabytes that a training step holds at most, without weights, 1 image of 800 x 1344
 # pixels; at most 0.8 of version 0.1's.

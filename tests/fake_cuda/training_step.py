@@ -23,7 +23,7 @@ DETECTION_SIZE = 1, 800, 1344
 # The others are for the CPU, or adapt to the data
 NO_WAITING = ['deform_conv_groups', 'modulated_groups', 'ms_deform_attn', 'carafe',
               'psamask_distribute', 'deform_roi_pool_fixed', 'roi_align_max_fixed']
-WITH_KERNELS = ('soft', )
+WITH_KERNELS = 'soft', 'reduceformer', 'ecoformer'
 
 
 def training_step(cls, cfg):

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ['TRITON_INTERPRET'] = '1'
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
@@ -20,6 +21,11 @@ from mm_efficient.mmcv_ops import (  # noqa: E402
     sigmoid_focal_loss_backward,
     sigmoid_focal_loss_forward,
 )
+from mm_efficient.models.ecoformer.kernel_hashing import (
+    anchor_kernel,
+    attend_by_codes,
+)
+from mm_efficient.models.reduceformer.backbone import ReductionAttention
 from mm_efficient.models.soft.gaussian_attention import (  # noqa: E402
     gaussian_attention,
     landmark_kernel,
@@ -60,6 +66,34 @@ def attention(tokens, dtype):
     return gaussian_attention, [heads(0), landmarks, heads(1), random(2, 2, 11, 11)]
 
 
+def reduction(size, dtype=torch.float32, pretrain_tokens=None, channels_last=False):
+    """At one position no query is positive."""
+    def scale(seed):
+        x = random(size[0], 3 * 24, *size[1:], seed=seed).detach()
+        x[:, :24, 2, 3] = -1
+        if channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        return x.to(dtype).requires_grad_()
+    return (ReductionAttention(24, pretrain_tokens).attend, [scale(0), scale(1)])
+
+
+def hashing(images, tokens, heads, dims, dtype=torch.float32):
+    """Rounding flips no bit, and cuts off no gradient."""
+    query, value = (
+        random(images, tokens, heads, dims, seed=seed).detach().to(dtype)
+        .requires_grad_() for seed in (0, 1))
+    anchors = F.normalize(random(heads, 25, dims, seed=2).detach(), dim=-1)
+    mean = anchor_kernel(query.detach(), anchors).mean((1, 2))[:, None]
+    functions = anchors, mean, 3 * random(heads, 16, 25, seed=3).detach()
+    centred = (anchor_kernel(query.detach().double(), anchors.double())
+               - mean.double()[:, None])
+    size = (centred @ functions[2].double().transpose(1, 2)[:, None]).abs()
+    assert size.min() > 1e-5 and (size - 1).abs().min() > 1e-5 and size.max() > 1
+    return (lambda q, v: attend_by_codes(
+        q, v, *(x.to(torch.promote_types(x.dtype, q.dtype)) for x in functions)),
+            [query, value])
+
+
 class FocalLoss(torch.autograd.Function):
     """As mmcv calls the operators, which fill what they are given."""
 
@@ -97,6 +131,10 @@ CASES = {
     # One program of several steps, the last one incomplete; and less than a step
     'attention': attention(150, torch.float32),
     'attention, half': attention(20, torch.float16),
+    'reduction_attention': reduction((2, 3, 23)),
+    'reduction_attention, half': reduction((2, 11, 6), torch.float16, 49, True),
+    'hash_attention': hashing(2, 70, 2, 32),
+    'hash_attention, half': hashing(2, 20, 2, 16, torch.float16),
     **{f'{invert.__name__}, {count} landmarks': (invert, [matrices(count, scale)])
        for invert in (regularized_inverse, normalized_inverse)
        for count, scale in ((1, 1.), (11, 0.5), (49, 0.3))},
@@ -176,10 +214,12 @@ def exported(function, inputs):
 
 def main(path):
     kernels.switch(True)
-    from mm_efficient.kernels import gaussian_attention as module
-    module.PROGRAMS = 12  # three parts of the tokens per head
+    from mm_efficient.kernels import tiling
+    tiling.PROGRAMS = 6  # two parts of the tokens per head
     results = {name: compared(*case) for name, case in CASES.items()}
     results['compiled'] = {
+        'reduction_attention': compiled(*reduction((1, 4, 4), torch.float16, 49, True)),
+        'hash_attention': compiled(*hashing(1, 9, 1, 16, torch.float16))} | {
         name: compiled(*CASES[name]) for name in (
             'attention, half', 'regularized_inverse, 11 landmarks',
             'normalized_inverse, 11 landmarks')}

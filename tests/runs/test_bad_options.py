@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from mm_efficient.analysis.cli import model_parser
 from mm_efficient.errors import InputError
 from mm_efficient.runs import devices, distributed, prepare_training
 from mm_efficient.runs.configs import load_config
@@ -48,10 +49,18 @@ def configs():
     (f'{OPTIMIZER}.type', 'AdamX', r"type is 'AdamX'.*did you mean 'Adam"),
     (f'{OPTIMIZER}.type', None, 'optimizer.type is None; expected the name of'),
     ('optim_wrapper.clip_gradd', dict(max_norm=1), "'clip_gradd'.*mean 'clip_grad'"),
+    ('optim_wrapper.clip_grad', 5, 'optim_wrapper with .*clip_grad=5: If `clip_grad`'),
+    ('optim_wrapper.clip_grad', dict(type='x', norm=1, _delete_=True), 'type of clip_'),
+    ('optim_wrapper.clip_grad', dict(type='value', norm=1, _delete_=True),
+     "clip_grad=.*argument 'n"),
+    ('optim_wrapper.accumulative_counts', 0, 'accumulative_counts=0.*at least'),
+    ('optim_wrapper.accumulative_counts', 'x', "counts is 'x'; expected a number"),
     ('optim_wrapper.type', 'AmpWrapper', "optim_wrapper.type is 'AmpWrapper'"),
     ('param_scheduler.0.typ', 'x', "param_scheduler.0: .* no argument 'typ'"),
     ('param_scheduler.0.type', 'Cosine', "param_scheduler.0.type is 'Cosine'"),
     ('default_hooks.checkpoint.intervall', 1, "did you mean 'interval'"),
+    ('default_hooks.checkpoint.interval', 'x', "interval is 'x'; expected a number"),
+    ('custom_hooks', ['EMAHook'], "custom_hooks.0 is 'EMAHook'; expected a dict"),
     ('default_hooks.checkpoint.type', 'Hook7', "checkpoint.type is 'Hook7'"),
     ('train_dataloader.sampler.shufle', True, "sampler: .*'shufle'.*mean 'shuffle'"),
     ('train_dataloader.dataset.type', 'Nothing', "dataset.type is 'Nothing'"),
@@ -120,11 +129,13 @@ def test_work_dirs_that_cannot_be_made(tmp_path):
     ('foo', 'foo: expected KEY=VALUE'), ('=1', 'expected KEY=VALUE'),
     ('a..b=1', 'expected KEY=VALUE'), ('a=[1,2', 'brackets are not closed'),
     ('a=[(1,2]', 'brackets are not closed')])
-def test_options_that_cannot_be_parsed(text, message):
-    parser = tool_parser('a tool')
-    assert parser.parse_args(['--cfg-options', 'a=[1,2]']).cfg_options == {'a': [1, 2]}
+@pytest.mark.parametrize('make, first', [(tool_parser, []), (model_parser, ['model'])])
+def test_options_that_cannot_be_parsed(make, first, text, message):
+    parser = make('a tool')
+    args = parser.parse_args([*first, '--cfg-options', 'a=[1,2]'])
+    assert args.cfg_options == {'a': [1, 2]}
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args(['--cfg-options', 'b=1', text])
+        parser.parse_args([*first, '--cfg-options', 'b=1', text])
     assert stop.value.code.startswith(f'error: --cfg-options {text}: ')
     assert message in stop.value.code
 

@@ -59,6 +59,8 @@ WRONG = [
     (('images', 1, 'id'), 1, 'the id of 1.jpg, every image', TRAIN),
     (('images', ), [], 'images is an empty list', TRAIN),
     (('annotations', ), [], 'nothing to learn', TRAIN),
+    (('annotations', ), [dict(CONTENT['annotations'][0], bbox=[.1, .1, .4, .4])],
+     r'a box of at least a pixel .*in pixels\), so that there is nothing', TRAIN),
     ((*FIRST, 'iscrowd'), DELETED, "has no 'iscrowd'", EVALUATED),
     ((*FIRST, 'area'), DELETED, "has no 'area'", EVALUATED),
     ((*FIRST, 'segmentation'), [[1, 1, 9, 1]], 'less than three points', EVALUATED)]
@@ -91,6 +93,14 @@ def test_what_mmdetection_reads_is_not_refused(path, value, options):
     assert found == []
     if value == 99:
         assert sum(reader.unused.values()) == 1
+
+
+@pytest.mark.parametrize('box', [[90, 1, 9, 9], [.1, .1, .4, .4], [1, 1, 0, 9]])
+def test_boxes_that_mmdetection_drops_are_counted(box):
+    _, reader = faults((*FIRST, 'bbox'), box, **TRAIN)
+    note, = reader.notes()
+    assert note.startswith('1 annotations have boxes of less than a pixel, or outside')
+    assert not list(faults((*FIRST, 'bbox'), box, **EVALUATED)[1].notes())
 
 
 def test_masks_of_classes_that_are_not_used():

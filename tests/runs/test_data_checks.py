@@ -18,6 +18,7 @@ def config(scope, **dataset):
     ('mmpretrain', dict(type='CIFAR10', data_prefix='nowhere')),  # downloads itself
     ('mmpretrain', dict(type='CUB', data_root='.', split='train')),  # not a folder
     ('mmdet', dict(type='CocoDataset', data_root='s3://bucket', ann_file='a.json')),
+    ('mmdet', dict(type='CocoDataset', data_root='b:s3://bucket', ann_file='a.json')),
     ('mmdet', dict(type='CocoDataset', data_root='nowhere', ann_file='a.json',
                    backend_args=dict(backend='petrel', path_mapping={}))),
     ('mmdet', dict(type='OwnCocoDataset', ann_file='other.json')),
@@ -28,6 +29,43 @@ def test_not_refused(tmp_path, monkeypatch, scope, dataset):
     for name in ('other.json', 'more.json'):
         (tmp_path / name).write_text('[]')
     check_data(config(scope, **dataset), 'train')
+
+
+def label_list(folder, content, split='train', **settings):
+    (folder / 'list.txt').write_bytes(content)
+    dataset = dict(type='CustomDataset', data_root=str(folder), ann_file='list.txt',
+                   pipeline=[], **settings)
+    check_data(Config({'default_scope': 'mmpretrain',
+                       'model': dict(head=dict(num_classes=3)),
+                       f'{split}_dataloader': dict(dataset=dataset)}), split)
+
+
+@pytest.mark.parametrize('line, message', [
+    (b'', 'line 2, cannot be read: expected an image, a blank and the number'),
+    (b'b.jpg', 'line 2, cannot'), (b'b.jpg,1', 'line 2, cannot'),
+    (b'b.jpg\t1', 'line 2, cannot'), (b'b.jpg cat', 'line 2, cannot.*cat'),
+    (b'b.jpg 3', 'line 2, has the label 3, but the 3 classes of the model are 0 to 2'),
+    (b'b.jpg -1', 'line 2, has the label -1'), (b'\xe4.jpg 1', 'cannot be read.*utf')])
+def test_lists_of_labels(tmp_path, line, message):
+    with pytest.raises(InputError, match=rf'list.txt, .*{message}'):
+        label_list(tmp_path, b'a b.jpg 0\n' + line + b'\n')
+
+
+def test_more_classes_in_a_metric_than_in_the_model():
+    cfg = config('mmpretrain', type='CustomDataset')
+    cfg.model = dict(head=dict(num_classes=3))
+    for topk in (3, (1, 3), None):
+        cfg.train_evaluator = [dict(type='Accuracy', topk=topk)]
+        check_data(cfg, 'train')
+    cfg.train_evaluator = dict(type='Accuracy', topk=(1, 5))
+    with pytest.raises(InputError, match='topk asks for the first 5 .* model has 3'):
+        check_data(cfg, 'train')
+
+
+def test_lists_that_mmpretrain_reads(tmp_path):
+    label_list(tmp_path, b'a b.jpg 0\r\n c.jpg  2 \r\n')
+    label_list(tmp_path, b'a.jpg 7\n', split='val')  # only compared
+    label_list(tmp_path, b'a.jpg\n', with_label=False)
 
 
 @pytest.mark.parametrize('files', ['a.json', ['a.json', 'b.json'], ('b.json', )])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mm_efficient.datasets.mini import CLASSES, generate_dataset
 from mm_efficient.errors import InputError
+from mm_efficient.runs import image_checks
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.own_data import check_splits
 
@@ -88,7 +89,7 @@ def test_all_training_images_are_broken(data):
     root = data('coco')
     for path in root.glob(IMAGES['coco'].format('train')):
         path.write_bytes(b'broken')
-    with pytest.raises(InputError, match='all 5 training images cannot be read'):
+    with pytest.raises(InputError, match='1.jpg cannot be read .*like all 5 train'):
         check('coco', root)
 
 
@@ -138,6 +139,67 @@ def test_label_maps_that_run(data):
     save(np.full(size(path), 200), path)
     Image.open(other).convert('P').save(other)
     assert check('ade', root) is not None
+
+
+@pytest.mark.parametrize('name, pattern', [
+    ('coco', IMAGES['coco']), ('ade', IMAGES['ade']), ('ade', MAP),
+    ('imagenet', IMAGES['imagenet'])])
+def test_files_of_validation_that_were_cut_off(data, name, pattern):
+    root = data(name)
+    path = first(root, pattern.format('val'))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'more' * 99)
+    check(name, root, named(name == 'ade'))
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(InputError, match=f'{path.name} cannot be read '):
+        check(name, root, named(name == 'ade'))
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_images_of_more_than_eight_bits(data, split):
+    root = data('coco')
+    path = first(root, IMAGES['coco'].format(split))
+    Image.new('I;16', size(path)[::-1]).save(path, format='PNG')
+    with pytest.raises(InputError, match=f'{path.name} has more than 8 bits .*convert'):
+        check('coco', root)
+
+
+def test_images_that_the_camera_has_turned(data, monkeypatch):
+    lines = []
+    monkeypatch.setattr(image_checks, 'print_log',
+                        lambda text, **kw: lines.append(text))
+    root = data('coco')
+    check('coco', root)
+    assert not lines
+    path = first(root, IMAGES['coco'].format('train'))
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[image_checks.ORIENTATION] = 6
+        image.save(path, exif=exif)
+    check('coco', root)
+    line, = lines
+    assert line.startswith(f'1 of 5 images do not have the width and height of their '
+                           f'entry, such as {path} (192 x 256 pixels, entry 256 x 192)')
+
+
+def test_hidden_files_and_links_to_folders(data):
+    """As MMEngine lists files: without the first, with the second."""
+    root = data('ade')
+    for folder in ('annotations/training', 'images/training'):
+        (root / folder / '._a.png').write_bytes(b'of a file system')
+    (root / 'maps').mkdir()
+    for folder in ('training', 'validation'):
+        (root / 'annotations' / folder).rename(root / 'maps' / folder)
+        (root / 'annotations' / folder).symlink_to(root / 'maps' / folder)
+    check('ade', root, CLASSES['ade'])
+
+
+def test_a_web_address_below_a_folder(data):
+    root = data('coco')
+    path = first(root, 'annotations/*val*')
+    path.write_text(path.read_text().replace('"0000', '"http://x.org/0000'))
+    with pytest.raises(InputError, match='val2017/http://x.org/.*jpg does not exist'):
+        check('coco', root)
 
 
 def test_images_with_another_suffix(data):

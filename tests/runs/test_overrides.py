@@ -1,5 +1,6 @@
 """Options that nothing reads, and best checkpoints, are named."""
 import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -71,6 +72,17 @@ def test_configs_name_the_metric_of_the_best_checkpoint(name, key):
     cfg = load_config(name)
     assert cfg.default_hooks.checkpoint.save_best == key
     module.check_save_best(cfg)
+
+
+@pytest.mark.parametrize('name, key, given', [
+    (CLS, 'accuracy/top5', True), (CLS, 'accuracy/top9', False),
+    (DET, 'coco/bbox_mAP_50', True),
+    ('soft_tiny_retinanet_1x.py', 'coco/segm_mAP', False),
+    (SEG, 'mAcc', True), (SEG, 'mDice', False)])
+def test_the_metric_of_the_best_checkpoint(name, key, given):
+    cfg = load_config(name, {'default_hooks.checkpoint.save_best': key})
+    with nullcontext() if given else pytest.raises(InputError, match=key):
+        module.check_save_best(cfg)
 
 
 @pytest.mark.parametrize('name, evaluator, message', [

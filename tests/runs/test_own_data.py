@@ -121,12 +121,22 @@ def test_contradictions(tmp_path, name, options, message):
     ([dict(id=1, name='a'), dict(id=2, name='a')], 'same name: a'),
     ([dict(id=1, name='a'), dict(id=1, name='b')], 'same id'),
     ([dict(id=1)], 'without "id" or "name"'),
+    ([dict(id=1, name=['a'])], 'without "id" or "name"'),
 ])
 def test_categories_that_cannot_be_numbered(tmp_path, categories, message):
     for split in TRAINING:
         coco_file(tmp_path, split, (), categories=categories)
     with pytest.raises(InputError, match=message):
         found(DET, tmp_path)
+
+
+def test_numbers_as_names(tmp_path):
+    for split in TRAINING:
+        coco_file(tmp_path, split, (), categories=[dict(id=i + 1, name=i)
+                                                   for i in range(3)])
+    assert names(found(DET, tmp_path), 'train') == [0, 1, 2]
+    with pytest.raises(InputError, match="lacks the categories 'cat'; it has 0, 1, 2"):
+        found(DET, tmp_path, classes=['cat'])
 
 
 def test_categories_that_are_not_used_are_counted(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 
 from mm_efficient import runs
-from mm_efficient.errors import InputError
+from mm_efficient.errors import ExecutionError, InputError
 from mm_efficient.models.soft.backbone import SOFT
 from mm_efficient.runs.inference import build_inferencer
 from mm_efficient.runs.mini import generate_mini_data
@@ -42,6 +42,16 @@ def test_nothing_is_written_on_errors(tiny):
             runs.train(CLS, work_dir='work', mini=True, **wrong)
     with pytest.raises(InputError):
         runs.test(CLS, 'none.pth', work_dir='work', mini=True)
+    assert not Path('work').exists()
+
+
+@pytest.mark.parametrize('key, value', [
+    ('optim_wrapper.paramwise_cfg', 5),
+    ('param_scheduler', [dict(type='LinearLR', begin=9, end=5)])])
+def test_parts_that_cannot_be_built(tiny, shallow, key, value):
+    message = rf'{key.split(".")[0]} of the config cannot be built: \w+: '
+    with pytest.raises(ExecutionError, match=message):
+        runs.train(CLS, work_dir='work', cfg_options={**SHORT, key: value}, mini=True)
     assert not Path('work').exists()
 
 

@@ -126,6 +126,12 @@ def test_wrong_arguments(tool, small, fails, tmp_path, capsys):
     assert 'available in format coreml only' in message
     message = fails(main, small, '--out', 'a.pt', '--image', 'none.jpg')
     assert 'none.jpg does not exist' in message
+    (tmp_path / 'best.pt').write_bytes(b'a checkpoint')
+    message = fails(main, small, 'best.pt', '--out', tmp_path / 'best.pt')
+    assert 'best.pt is read and would be overwritten' in message
+    (tmp_path / 'best.pt').unlink()
+    message = fails(main, small, '--out', 'a.pt', '--cfg-options', 'a')
+    assert 'expected KEY=VALUE' in message
     with pytest.raises(SystemExit):
         main([small, '--out', 'a.pt', '--shape', '16'])
     assert 'sides of at least 32, got 16x16' in capsys.readouterr().err

@@ -118,6 +118,7 @@ def test_annotations_of_other_classes(tiny, train, fails, config):
 
 @pytest.mark.parametrize('write, message', [
     (lambda path: None, 'does not exist'),
+    (lambda path: path.mkdir(), 'is a folder; expected a file'),
     (lambda path: path.write_bytes(b''), 'not a checkpoint, or an incomplete one'),
     (lambda path: torch.save({'state_dict': {}}, path), 'no training state'),
     (lambda path: torch.save([1], path), 'expected a dict'),

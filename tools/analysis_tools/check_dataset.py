@@ -47,9 +47,8 @@ def entry_faults(cfg: Config, split: str) -> Iterator[Fault]:
             content = json.load(file)
         for entry, fault in reader.faults(content):
             yield path, f'{entry} {fault}'
-        for reason, number in reader.unused.items():
-            if number:
-                yield path, f'{number} annotations are of no entry in {reason!r}'
+        for note in reader.notes():
+            yield path, note
 
 
 def file_faults(cfg: Config, split: str) -> Iterator[Fault]:
@@ -64,7 +63,8 @@ def file_faults(cfg: Config, split: str) -> Iterator[Fault]:
         for i in track(range(len(dataset)), f'{split}, {len(dataset)} samples',
                        console=Console(stderr=True)):
             info = dataset.get_data_info(i)
-            yield from loaders.image_faults(info, decode=True)
+            yield from loaders.unreadable(info, decode=True)
+            yield from loaders.too_deep(info)
             yield from loaders.map_faults(info, split != 'train')
 
 

@@ -17,7 +17,6 @@ import argparse
 import logging
 import time
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.status import Status
@@ -29,6 +28,7 @@ from mm_efficient.deploy.preparation import prepare_export
 from mm_efficient.errors import error_line
 from mm_efficient.files import check_output, find_images
 from mm_efficient.runs.configs import load_config
+from mm_efficient.runs.options import OptionsAction
 from mm_efficient.runs.settings import start_from_scratch
 
 EXAMPLES = r"""examples:
@@ -84,7 +84,7 @@ def parse_args(argv=None):
                         'needs images with objects (default: synthetic scenes)')
     parser.add_argument('--mini', action='store_true',
                         help='the checkpoint was trained with --mini')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='override settings of the config')
     parser.add_argument('--num-classes', type=int, metavar='N',
                         help='number of classes of every head')
@@ -120,7 +120,8 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     console = Console()
     with error_line():
-        check_output(args.out, SUFFIXES.values())
+        check_output(args.out, SUFFIXES.values(),
+                     [args.checkpoint, args.image])
         format = args.format or next(
             name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
         check_format(format, args.out, args.fp16, args.opset)

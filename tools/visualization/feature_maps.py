@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mm_efficient.errors import error_line
+from mm_efficient.errors import InputError, error_line
 from mm_efficient.visualization.figures import MapRow, draw_maps, save_figure
 from mm_efficient.visualization.inputs import image_parser, load_inputs
 
@@ -36,6 +36,10 @@ def feature_rows(model: nn.Module, x: Tensor, num_channels: int) -> list[MapRow]
         outputs['neck'] = model.neck(outputs['backbone'])
     maps = {f'{part} {i}': level[0] for part, levels in outputs.items()
             for i, level in enumerate(levels, 1) if level.ndim == 4}  # not pooled
+    if not maps:
+        raise InputError('The backbone of the config returns no feature maps, only a '
+                         'vector for the classifier. Use a config of a detector or '
+                         'segmentor of the same variant.')
     for name, values in maps.items():
         channels, h, w = values.shape
         # h and w are rounded up, which matters least on the longer side

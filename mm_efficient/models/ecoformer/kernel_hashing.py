@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ...kernels import MAX_ANCHORS, use_kernel
 from ..layers import (
     add_scaled,
     at_least_float32,
     autocast_disabled,
+    contiguous,
     contiguous_float32,
     in_float32,
 )
@@ -116,3 +118,32 @@ def hash_attention(codes: Tensor, value: Tensor) -> Tensor:
         numerator = add_scaled(codes @ (transposed @ value), value, bias)
         denominator = codes @ transposed.sum(-1)[..., None] + bias * codes.shape[2]
         return (numerator / denominator).permute(1, 2, 0, 3)
+
+
+def attend_by_codes(query: Tensor, value: Tensor, anchors: Tensor, mean: Tensor,
+                    projection: Tensor) -> Tensor:
+    """Attention by the codes of queries, which serve as keys too.
+
+    Args:
+        query (Tensor): (B, N, H, d).
+        value (Tensor): (B, N, H, d).
+        anchors (Tensor): See :func:`hash_codes`, as for the other two.
+        mean (Tensor): Mean kernel values.
+        projection (Tensor): One row per bit.
+
+    Returns:
+        Tensor: (B, N, H, d), contiguous, in the type of ``value``.
+    """
+    if _kernel_serves(query, value, anchors, mean, projection):
+        return torch.ops.mm_efficient.hash_attention(
+            query, value, anchors, mean, projection)[0]
+    codes = hash_codes(query, anchors, mean, projection)
+    return contiguous(hash_attention(codes, value), value.dtype)
+
+
+def _kernel_serves(query: Tensor, value: Tensor, *functions: Tensor) -> bool:
+    """Whether the fused kernel is on, takes these sizes and has these gradients."""
+    m, dims = functions[0].shape[1:]
+    return (use_kernel(query, value, *functions) and m <= MAX_ANCHORS
+            and dims in (16, 32, 64) and functions[2].shape[1] == 16
+            and not any(x.requires_grad for x in functions))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import run_blocks
-from ..layers import LayerNorm, contiguous
+from ..layers import LayerNorm
 from ..recomputing import gelu_then
 from .hash_fitting import fit_hash_functions
-from .kernel_hashing import hash_attention, hash_codes
+from .kernel_hashing import attend_by_codes, hash_codes
 
 NUM_ANCHORS = 25  # per head
 NUM_BITS = 16
@@ -56,9 +56,9 @@ class HashAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
         query, value = (self._split_heads(linear(x)) for linear in (self.qk, self.v))
-        codes = hash_codes(query, self.anchors, self.kernel_mean, self.projection)
-        out = hash_attention(codes, value)  # (B, N, H, d), in float32
-        return self.proj(contiguous(out, value.dtype).view(x.shape))
+        out = attend_by_codes(query, value, self.anchors, self.kernel_mean,
+                              self.projection)  # (B, N, H, d)
+        return self.proj(out.view(x.shape))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """Similarity of all hash codes to those of the token, from -1 to 1.

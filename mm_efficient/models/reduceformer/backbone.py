@@ -26,6 +26,7 @@ from mmpretrain.registry import MODELS
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from ...kernels import MAX_CHANNELS, use_kernel
 from ..attention_maps import AttentionMap, Token
 from ..base import PyramidBackbone, drop_path_rates
 from ..efficientvit.blocks import (
@@ -182,17 +183,24 @@ class ReductionAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         qkv = self.qkv(x)
         local = self.local(qkv)  # 5 x 5 neighbourhoods, (B, 3C, H, W)
+        with autocast_disabled(x):
+            out = self.proj(self.attend(qkv, local))
+        return out.to(qkv.dtype)
+
+    def attend(self, qkv: Tensor, local: Tensor) -> Tensor:
+        """Reduction attention over both scales, 2 x (B, 3C, H, W) -> (B, 2C, H, W)."""
+        dtype = self.qkv.weight.dtype
+        if use_kernel(qkv, local) and qkv.shape[1] <= 3 * MAX_CHANNELS:
+            return torch.ops.mm_efficient.reduction_attention(
+                qkv, local, self.pretrain_tokens, dtype)[0]
         # A view that splits or joins the channels of a single channels-last image makes
         # PyTorch lose its layout, and the next convolution copy it; one of the last
         # dimension does not
         scales = torch.cat([qkv, local], 1).movedim(1, -1).unflatten(-1, (6, -1))
         scales = scales.permute(0, 3, 4, 1, 2)  # (B, 6, C, H, W)
         query, key, value = (scales[:, i::3] for i in range(3))  # (B, 2, C, H, W)
-        with autocast_disabled(x):
-            out = reduction_attention(query, key, value, self.pretrain_tokens)
-            out = out.permute(0, 3, 4, 1, 2).flatten(-2).movedim(-1, 1)
-            out = self.proj(out.to(self.qkv.weight.dtype))
-        return out.to(qkv.dtype)
+        out = reduction_attention(query, key, value, self.pretrain_tokens)
+        return out.permute(0, 3, 4, 1, 2).flatten(-2).movedim(-1, 1).to(dtype)
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """Compute the share of every channel at a position.

@@ -11,6 +11,7 @@ from mmengine.runner import load_state_dict
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from mm_efficient.models.ecoformer import kernel_hashing
 from mm_efficient.models.ecoformer import layers as ecoformer_layers
 from mm_efficient.models.ecoformer.backbone import EcoFormerPVT, EcoFormerTwins
 from mm_efficient.weights.conversion import CheckpointError, convert_checkpoint
@@ -144,8 +145,8 @@ def test_modules_match_the_published_code(variant, monkeypatch):
     reference = figures(variant)
     codes = []
     monkeypatch.setattr(
-        ecoformer_layers, 'hash_attention', lambda c, value, compute=(
-            ecoformer_layers.hash_attention): (codes.append(c), compute(c, value))[1])
+        kernel_hashing, 'hash_attention', lambda c, value, compute=(
+            kernel_hashing.hash_attention): (codes.append(c), compute(c, value))[1])
     for case in reference['module_cases']:
         backbone = build(reference, case['seed']).backbone
         x = 5 * torch.from_numpy(SYNTH['synth_array'](
