@@ -220,6 +220,8 @@ def _check_wrapper(wrapper: dict, optimizer: torch.optim.Optimizer) -> None:
     try:
         trial = OptimWrapper(optimizer, **given)
         if trial.clip_grad_kwargs:
-            trial.clip_func([torch.zeros(1)], **trial.clip_grad_kwargs)
+            parameter = torch.nn.Parameter(torch.zeros(1))
+            parameter.grad = torch.zeros(1)
+            trial.clip_func([parameter], **trial.clip_grad_kwargs)
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(f'optim_wrapper with {text}: {one_line(error)}') from None

@@ -1,4 +1,6 @@
 """Building a runner."""
+import time
+
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -18,8 +20,8 @@ def build_runner(cfg: Config) -> Runner:
     """
     if isinstance(cfg.get('visualizer'), dict):
         # MMEngine keeps visualizers by name: a second run in this process would write
-        # to the folder of the first. By default it is named after the run.
-        cfg.visualizer.pop('name', None)
+        # to the folder of the first.
+        cfg.visualizer['name'] = f'visualizer_{time.time_ns()}'
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

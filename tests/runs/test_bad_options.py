@@ -8,6 +8,7 @@ import torch
 from mm_efficient.analysis.cli import model_parser
 from mm_efficient.errors import InputError
 from mm_efficient.runs import devices, distributed, prepare_training
+from mm_efficient.runs.arguments import _check_optimizer as check_optimizer
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.distributed import check_environment
 from mm_efficient.runs.options import tool_parser
@@ -76,6 +77,13 @@ def test_settings_that_cannot_work(tmp_path, configs, name, key, value,
     text = str(error.value)
     assert re.search(message.replace('AdamW', r'\w+'), text), text
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('clip', [
+    dict(max_norm=1.), dict(type='value', clip_value=2.),
+    dict(type='norm', max_norm=1., norm_type=1), None])
+def test_clipping_that_works(clip):
+    check_optimizer(dict(optimizer=dict(type='SGD', lr=.1), clip_grad=clip))
 
 
 @pytest.mark.parametrize('text, message', [
