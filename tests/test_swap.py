@@ -376,7 +376,7 @@ def test_a_file_of_the_stock_config_is_not_overwritten(tmp_path, monkeypatch):
     Path('own.py').write_text("_base_ = 'base.py'\n")
     swap = plan_swap('own.py', 'soft_tiny')
     for name in ('own.py', tmp_path / 'base.py'):
-        with pytest.raises(InputError, match='read from'):
+        with pytest.raises(InputError, match='is read and would be overwritten'):
             swap.write(name)
     swap.write('my-own.v1.py')
     assert Path('own.py').read_text() == "_base_ = 'base.py'\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import InputError, explain
+from ..errors import explain
 from ..files import check_output, whole_file
 from ..runs.configs import load_config, packaged_name
 from ..runs.traversal import type_name
@@ -58,10 +58,7 @@ class Swap:
         Raises:
             InputError: If it cannot be written.
         """
-        check_output(out, ['.py'])
-        if Path(out).resolve() in self.sources:
-            raise InputError(f'{out} is a file that the stock config is read from. '
-                             'Choose another name for the swapped one.')
+        check_output(out, ['.py'], [*self.sources])
         with whole_file(out) as draft:
             draft.write_text(self.text(out))
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 from mmengine.config import Config
+from mmpretrain.datasets import CustomDataset
 
 from mm_efficient.errors import InputError
 from mm_efficient.runs.configs import load_config, move_data
@@ -62,10 +63,16 @@ def test_more_classes_in_a_metric_than_in_the_model():
         check_data(cfg, 'train')
 
 
-def test_lists_that_mmpretrain_reads(tmp_path):
-    label_list(tmp_path, b'a b.jpg 0\r\n c.jpg  2 \r\n')
-    label_list(tmp_path, b'a.jpg 7\n', split='val')  # only compared
-    label_list(tmp_path, b'a.jpg\n', with_label=False)
+@pytest.mark.parametrize('content, settings, samples', [
+    (b'a b.jpg 0\r\n c.jpg  2 \r\n', {}, 2),
+    (b'a.jpg 7\n', dict(split='val'), 1),  # only compared
+    (b'a.jpg\n', dict(with_label=False), 1)])
+def test_lists_that_mmpretrain_reads(tmp_path, content, settings, samples):
+    """MMPretrain's data set of the same list has that many samples."""
+    label_list(tmp_path, content, **settings)
+    dataset = CustomDataset(data_root=str(tmp_path), ann_file='list.txt', pipeline=[],
+                            with_label=settings.get('with_label', True))
+    assert len(dataset) == samples
 
 
 @pytest.mark.parametrize('files', ['a.json', ['a.json', 'b.json'], ('b.json', )])

@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, published, convert):
 
 @pytest.mark.parametrize('source, target, message', [
     ('none.pth', 'ours.pth', 'no such file'),
-    ('soft.pth', 'soft.pth', 'the published file itself'),
+    ('soft.pth', 'soft.pth', 'is read and would be overwritten'),
     ('soft.pth', 'folder', 'is a folder'),
     ('soft.pth', 'ours.safetensors', 'a PyTorch file'),
 ])

@@ -40,11 +40,8 @@ def check_destination(src, dst):
         raise InputError(f'{dst} is a folder; name the file to write')
     if dst.endswith('.safetensors'):
         raise InputError(f'{dst}: the result is a PyTorch file, .pth')
-    if os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
-        raise InputError(
-            f'{dst} is the published file itself; name another file to write')
     if os.path.isdir(os.path.dirname(os.path.abspath(dst))):  # else it is made later
-        check_output(dst, [os.path.splitext(dst)[1].lower()])
+        check_output(dst, [os.path.splitext(dst)[1].lower()], [src])
 
 
 def main(argv=None):
