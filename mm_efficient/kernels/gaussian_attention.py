@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import product, rows, split, within_heads
+from .tiling import load_rows, product, rows, split, within_heads
 
 TOKENS = 32  # per step of a program; with 64 registers run out
 WARPS = 8
@@ -44,11 +44,9 @@ def _summarise(query, landmarks, value, parts, tokens, part_tokens, heads, m,
     total = tl.zeros((M, D), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = rows(begin, tokens, q_token, N, D)
-        kernel = _kernel(tl.load(query + offsets, mask, 0.).to(tl.float32), marks)
-        offsets, mask = rows(begin, tokens, v_token, N, D)
-        total += product(tl.trans(kernel),
-                          tl.load(value + offsets, mask, 0.).to(tl.float32))
+        kernel = _kernel(load_rows(query, begin, tokens, q_token, N, D), marks)
+        v = load_rows(value, begin, tokens, v_token, N, D)
+        total += product(tl.trans(kernel), v)
     part = group * tl.num_programs(1) + tl.program_id(1)
     tl.store(parts + part * m * D + few, total, few_mask)
 
@@ -129,12 +127,9 @@ def _distribute_backward(query, landmarks, value, grad, mixed, grad_summary,
     weights = tl.zeros((M, ), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = rows(begin, tokens, q_token, N, D)
-        q = tl.load(query + offsets, mask, 0.).to(tl.float32)
-        offsets, mask = rows(begin, tokens, v_token, N, D)
-        v = tl.load(value + offsets, mask, 0.).to(tl.float32)
-        offsets, mask = rows(begin, tokens, g_token, N, D)
-        g = tl.load(grad + offsets, mask, 0.).to(tl.float32)
+        q = load_rows(query, begin, tokens, q_token, N, D)
+        v = load_rows(value, begin, tokens, v_token, N, D)
+        g = load_rows(grad, begin, tokens, g_token, N, D)
         kernel = _kernel(q, marks)
         # dL/d(-|q - l|^2 / 2); zero in the padding, where g, v and the others are
         weight = kernel * (product(g, tl.trans(by_mixed))

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import MAX_PARTS, product, rows, split, within_heads
+from .tiling import MAX_PARTS, load_rows, product, rows, split, within_heads
 
 ENTRIES = 1024  # tokens times channels of a program's step; with 2048 registers run out
 BITS = 16
@@ -44,8 +44,7 @@ def _sum_units(query, parts, tokens, part_tokens, heads, q_batch, q_token, q_hea
     total = tl.zeros((N, D), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = rows(begin, tokens, q_token, N, D)
-        unit, _ = _unit(tl.load(query + offsets, mask, 0.).to(tl.float32))
+        unit, _ = _unit(load_rows(query, begin, tokens, q_token, N, D))
         total += unit
     part = group * tl.num_programs(1) + tl.program_id(1)
     tl.store(parts + part * D + tl.arange(0, D), tl.sum(total, 0))
@@ -64,8 +63,7 @@ def _width(parts, anchors, group, number, tokens, m, D: tl.constexpr,
 @triton.jit
 def _anchors(anchors, head, m, D: tl.constexpr, M: tl.constexpr):
     """Zero in the padding."""
-    offsets, mask = rows(0, m, D, M, D)
-    return tl.load(anchors + head * m * D + offsets, mask, 0.).to(tl.float32)
+    return load_rows(anchors + head * m * D, 0, m, D, M, D)
 
 
 @triton.jit
@@ -107,17 +105,15 @@ def _encode(query, value, anchors, mean, projection, units, codes, parts, sigmas
     count = tl.zeros((B, ), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = rows(begin, tokens, q_token, N, D)
-        unit, _ = _unit(tl.load(query + offsets, mask, 0.).to(tl.float32))
+        unit, _ = _unit(load_rows(query, begin, tokens, q_token, N, D))
         kernel = tl.exp(_exponent(unit, anchor) / sigma)
         projected = product(kernel - centre[None, :], project)
         code = tl.where(projected > 0, 1., tl.where(projected < 0, -1., 0.))
         offsets, mask = rows(begin, tokens, B, N, B)
         tl.store(codes + group * tokens * B + offsets, code.to(tl.int8), mask)
         code = tl.where(mask, code, 0.)
-        offsets, mask = rows(begin, tokens, v_token, N, D)
-        total += product(tl.trans(code),
-                         tl.load(value + offsets, mask, 0.).to(tl.float32))
+        v = load_rows(value, begin, tokens, v_token, N, D)
+        total += product(tl.trans(code), v)
         count += tl.sum(code, 0)
     parts += (group * number + tl.program_id(1)) * B * (D + 1)
     offsets, mask = rows(0, B, D, B, D)
@@ -151,8 +147,7 @@ def _distribute(codes, value, sums, out, tokens, heads, v_batch, v_token, v_head
     total, count = _sums(sums + group * B * (D + 1), D, B)
     offsets, mask = rows(begin, tokens, B, N, B)
     code = tl.load(codes + group * tokens * B + offsets, mask, 0).to(tl.float32)
-    offsets, mask = rows(begin, tokens, v_token, N, D)
-    v = tl.load(value + offsets, mask, 0.).to(tl.float32)
+    v = load_rows(value, begin, tokens, v_token, N, D)
     numerator, denominator = _weighted(code, v, total, count, tokens, B)
     offsets, mask = rows(begin, tokens, heads * D, N, D)
     tl.store(out + offsets, (numerator / denominator).to(out.dtype.element_ty), mask)
@@ -194,17 +189,14 @@ def _collect_backward(query, value, grad, codes, anchors, mean, projection, sigm
     own = tl.zeros((B, ), tl.float32)
     first = tl.program_id(1) * part_tokens
     for begin in range(first, tl.minimum(first + part_tokens, tokens), N):
-        offsets, mask = rows(begin, tokens, v_token, N, D)
-        v = tl.load(value + offsets, mask, 0.).to(tl.float32)
-        offsets, mask = rows(begin, tokens, g_token, N, D)
-        g = tl.load(grad + offsets, mask, 0.).to(tl.float32)
+        v = load_rows(value, begin, tokens, v_token, N, D)
+        g = load_rows(grad, begin, tokens, g_token, N, D)
         offsets, inside = rows(begin, tokens, B, N, B)
         code = tl.load(codes + group * tokens * B + offsets, inside, 0).to(tl.float32)
         numerator, denominator = _weighted_backward(code, v, g, total, count, tokens, B)
         by_total += product(tl.trans(code), numerator)
         by_count += tl.sum(code * denominator, 0)
-        offsets, mask = rows(begin, tokens, q_token, N, D)
-        unit, _ = _unit(tl.load(query + offsets, mask, 0.).to(tl.float32))
+        unit, _ = _unit(load_rows(query, begin, tokens, q_token, N, D))
         exponent = _exponent(unit, anchor) / sigma
         kernel = tl.exp(exponent)
         projected = product(kernel - centre[None, :], project)
@@ -247,10 +239,8 @@ def _distribute_backward(query, value, grad, codes, anchors, mean, projection, s
     total, count = _sums(sums + group * B * (D + 1), D, B)
     collected += group * B * (2 * D + 3)
     by_total, by_count = _sums(collected, D, B)
-    offsets, mask = rows(begin, tokens, v_token, N, D)
-    v = tl.load(value + offsets, mask, 0.).to(tl.float32)
-    offsets, mask = rows(begin, tokens, g_token, N, D)
-    g = tl.load(grad + offsets, mask, 0.).to(tl.float32)
+    v = load_rows(value, begin, tokens, v_token, N, D)
+    g = load_rows(grad, begin, tokens, g_token, N, D)
     offsets, inside = rows(begin, tokens, B, N, B)
     code = tl.load(codes + group * tokens * B + offsets, inside, 0).to(tl.float32)
     numerator, denominator = _weighted_backward(code, v, g, total, count, tokens, B)
@@ -264,8 +254,7 @@ def _distribute_backward(query, value, grad, codes, anchors, mean, projection, s
     anchor = _anchors(anchors, group % heads, m, D, M)
     project = _projection(projection, group % heads, m, M, B)
     sigma = tl.load(sigmas + group)
-    offsets, _ = rows(begin, tokens, q_token, N, D)
-    unit, norm = _unit(tl.load(query + offsets, mask, 0.).to(tl.float32))
+    unit, norm = _unit(load_rows(query, begin, tokens, q_token, N, D))
     kernel = tl.exp(_exponent(unit, anchor) / sigma)
     centre = _mean(mean, group % heads, m, M)
     projected = product(kernel - centre[None, :], tl.trans(project))

@@ -23,6 +23,13 @@ def rows(begin, end, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
             (index < end)[:, None] & (column >= 0)[None, :])
 
 
+@triton.jit
+def load_rows(x, begin, end, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows in float32, zero in the padding."""
+    offsets, mask = rows(begin, end, width, ROWS, COLUMNS)
+    return tl.load(x + offsets, mask, 0.).to(tl.float32)
+
+
 def split(tokens: int, step: int, groups: int, limit: int | None = None
           ) -> tuple[int, int]:
     """Split a sum over tokens into parts, each for a program.
