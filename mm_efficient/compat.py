@@ -1,9 +1,11 @@
-"""A repair that lets stock OpenMMLab run on current PyTorch.
+"""Repairs that let stock OpenMMLab run beside current packages.
 
 :class:`ExtensionFinder` serves ``mmcv._ext`` from :mod:`mm_efficient.mmcv_ops` where
 MMCV was installed without its compiled extension (``mmcv-lite``, ``onedl-mmcv``), so
-that ``mmdet.models`` and ``mmseg.models`` import and their models train. The repair of
-MMEngine's loader of checkpoints is in :mod:`mm_efficient.weights.unpickling`.
+that ``mmdet.models`` and ``mmseg.models`` import and their models train.
+MMPretrain's multi-modal models are left out where Transformers is too recent for them,
+because ``mmpretrain.models`` would not import. The repair of MMEngine's loader of
+checkpoints is in :mod:`mm_efficient.weights.unpickling`.
 """
 import importlib.abc
 import importlib.util
@@ -28,10 +30,34 @@ EXTENSION = 'mmcv._ext'
 
 
 def apply() -> None:
-    """Serve ``mmcv._ext`` where it is missing. Can be called repeatedly."""
+    """Repair what needs it. Can be called repeatedly."""
     if FINDER not in sys.meta_path:
         # last, so that a compiled extension is found first
         sys.meta_path.append(FINDER)
+    _leave_out_multimodal_models()
+
+
+def _leave_out_multimodal_models() -> None:
+    """Treat a Transformers that MMPretrain's models cannot use as if it were missing.
+
+    MMPretrain 1.2 checks for 4.28 or later, and then imports names that later versions
+    no longer have.
+    """
+    from mmpretrain.utils import dependency
+    if not dependency.WITH_MULTIMODAL:
+        return
+    try:
+        from transformers.modeling_utils import (  # noqa: F401
+            GenerationConfig,
+            GenerationMixin,
+            PretrainedConfig,
+            PreTrainedModel,
+            apply_chunking_to_forward,
+            find_pruneable_heads_and_indices,
+            prune_linear_layer,
+        )
+    except Exception:  # whatever keeps it from being imported
+        dependency.WITH_MULTIMODAL = False
 
 
 _INSTALL_HINT = (

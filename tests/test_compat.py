@@ -1,6 +1,8 @@
 """The repairs of mm_efficient.compat, each against an independent reference."""
 import importlib
+import os
 import os.path as osp
+import subprocess
 import sys
 from importlib.machinery import PathFinder
 
@@ -150,6 +152,30 @@ def test_segmentation_apis_import():
     apis = importlib.import_module('mmseg.apis')
     importlib.import_module('mmseg.models')
     assert callable(apis.init_model)
+
+
+# --------------------------------------------------------------- mmpretrain
+
+
+def test_a_transformers_that_is_too_recent_is_left_alone(tmp_path):
+    """MMPretrain's multi-modal models cannot be imported with it."""
+    (tmp_path / 'transformers').mkdir()
+    (tmp_path / 'transformers' / '__init__.py').touch()
+    (tmp_path / 'transformers' / 'modeling_utils.py').write_text(
+        'class PreTrainedModel: pass')
+    info = tmp_path / 'transformers-5.17.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Name: transformers\nVersion: 5.17.0\n')
+    code = ('from mmpretrain.utils.dependency import satisfy_requirement as has\n'
+            'import mm_efficient\n'
+            'from mmpretrain.registry import MODELS\n'
+            'assert has("transformers>=4.28") and MODELS.get("SOFT")\n'
+            'try:\n    MODELS.build(dict(type="Blip2VQA"))\n'
+            'except ImportError as error:\n    print(error)')
+    path = os.pathsep.join([str(tmp_path), os.environ['PYTHONPATH']])
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=path))
+    assert 'requires extra multi-modal dependencies' in done.stdout, done.stderr
 
 
 # -------------------------------------------------------- checkpoint loading
