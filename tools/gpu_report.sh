@@ -9,14 +9,18 @@ Usage: bash tools/gpu_report.sh FOLDER [PART...]
 Run the tests that need an NVIDIA GPU, and time all families, part by part. FOLDER
 gets a log and a file of figures per part, and report.md.
 
-  bash tools/gpu_report.sh report                  all parts, about half an hour
-  bash tools/gpu_report.sh report part1 latency    two of them
+  bash tools/gpu_report.sh report                     all parts, about an hour
+  bash tools/gpu_report.sh report part1 latency224    two of them
 
 Parts, each at most nine minutes:
   part1 ... part5   pytest -m "cuda and part1", ...; see docs/gpu.md
-  latency           fp16 and bf16, batch 64 at 224 and batch 1 at 800x1344, eager
-  compiled224       fp16, batch 64 at 224, eager and with torch.compile
-  compiled800       fp16, batch 1 at 800x1344, eager and with torch.compile
+  latency224        batch 64 at 224: eager and as a CUDA graph, in fp16 and bf16
+  latency800        the same for backbones, batch 1 at 800x1344
+  compiled224       batch 64 at 224: torch.compile, in fp16, then in bf16
+  compiled800       the same for backbones, batch 1 at 800x1344
+
+The last four add to .jsonl files after each model, and write .md tables of them. A
+part that is stopped keeps the models that were done.
 
 It needs Python 3.10 or later, PyTorch, torchvision and pytest, and OpenMMLab's
 packages (docs/installation.md), on PYTHONPATH or installed. It works in a checkout.
@@ -36,52 +40,55 @@ python=${PYTHON:-python3}
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd -P)
 shift
-[ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency compiled224 compiled800
+[ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency224 latency800 compiled224 compiled800
 for part; do
   case "$part" in
-    part[1-5] | latency | compiled224 | compiled800) ;;
+    part[1-5] | latency224 | latency800 | compiled224 | compiled800) ;;
     *) echo "gpu_report.sh: error: unknown part '$part'" >&2; exit 2 ;;
   esac
 done
 
 seconds=540
-families='soft_tiny soft_tiny_norm ecoformer_pvt_b0 ecoformer_twins_s swiftformer_xs
-  lowformer_b0 reduceformer_b1'
-others='timm/swiftformer_xs timm/lowformer_b0 timm/swin_tiny_patch4_window7_224
-  timm/pvt_v2_b0'
+# MMPretrain's Swin takes images of any size, timm's does not
+models='timm/resnet50 swin-tiny_16xb64_in1k timm/swiftformer_xs timm/lowformer_b0
+  timm/pvt_v2_b0 soft_tiny soft_tiny_norm ecoformer_pvt_b0 ecoformer_twins_s
+  swiftformer_xs lowformer_b0 reduceformer_b1'
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} MM_EFFICIENT_FIGURES=$out
 cd "$root" || exit 2
 
-tests() {
-  # Without pyproject's options for pytest-xdist, which may not be there
-  timeout "$seconds" "$python" -m pytest -o addopts=-ra --durations=10 -m "cuda and $1"
+# within COMMAND...: until the end of the part; SIGINT lets it report what it has done
+within() {
+  local left=$((end - SECONDS))
+  [ "$left" -gt 0 ] || return 124
+  timeout --signal=INT --kill-after=20 "$left" "$python" "$@"
 }
 
-# benchmark SECONDS FILE MODELS OPTION...: in one run, beside ResNet-50
+# benchmark PART OPTION...: all models, one after the other, beside ResNet-50
 benchmark() {
-  local limit=$1 file=$2 models=$3
-  shift 3
-  # shellcheck disable=SC2086  # models are words
-  timeout "$limit" "$python" tools/analysis_tools/benchmark.py timm/resnet50 $models \
-    --device cuda --iterations 30 --max-seconds 2 --rounds 3 --out "$out/$file" "$@"
+  local part=$1 size='--batch-size 64'
+  shift
+  [ "${part%800}" = "$part" ] || size='--shape 800x1344 --backbone'
+  # shellcheck disable=SC2086  # models and sizes are words
+  within tools/analysis_tools/benchmark.py $models --baseline timm/resnet50 --apart \
+    --device cuda --threads "$OMP_NUM_THREADS" --iterations 20 --rounds 4 --warmup 5 \
+    --max-seconds 1 $size "$@"
 }
 
 run_part() {
-  local batch='--batch-size 64' large='--shape 800x1344 --backbone'
-  # shellcheck disable=SC2086  # options are words
-  case "$1" in
-    latency)
-      benchmark $((seconds / 2)) eager_64x224.json "$families $others" $batch --dtype fp16 bf16 &&
-        benchmark $((seconds / 2)) eager_1x800x1344.json "$families $others" $large \
-          --dtype fp16 bf16 ;;
-    compiled224)
-      benchmark "$seconds" compiled_64x224.json "$families" $batch --dtype fp16 \
-        --backend eager compile ;;
-    compiled800)
-      benchmark "$seconds" compiled_1x800x1344.json "$families" $large --dtype fp16 \
-        --backend eager compile ;;
-    *) tests "$1" ;;
+  local part=$1 end=$((SECONDS + seconds)) status=0 dtype
+  case "$part" in
+    latency*)
+      benchmark "$part" --dtype fp16 bf16 --backend eager cudagraph \
+        --out "$out/$part.jsonl" "$out/$part.md" ;;
+    compiled*)
+      for dtype in fp16 bf16; do
+        benchmark "$part" --dtype "$dtype" --backend compile \
+          --out "$out/$part.jsonl" "$out/${part}_$dtype.md" || status=$?
+      done
+      return "$status" ;;
+    # Without pyproject's options for pytest-xdist, which may not be there
+    *) within -m pytest -o addopts=-ra --tb=short --durations=10 -m "cuda and $part" ;;
   esac
 }
 
@@ -111,6 +118,9 @@ for part; do
       *) cat "$out/$part.log" ;;
     esac
     echo '```'
+    for table in "$out/$part".md "$out/${part}"_*.md; do
+      [ ! -f "$table" ] || { echo && cat "$table"; }
+    done
     echo
   } >>"$out/report.md"
   sed -n "/^## $part:/p" "$out/report.md"

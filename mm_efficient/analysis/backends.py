@@ -1,8 +1,9 @@
 """Backends of the benchmark: ways to run a model, such as ``channels_last+compile``.
 
 A backend is ``eager``, ``compile`` (`torch.compile`), ``torchscript`` (traced, frozen
-and optimised for inference, as LowFormer's authors do) or ``onnxruntime``. Changes to
-the model may precede it, joined with ``+``: ``fused``
+and optimised for inference, as LowFormer's authors do), ``onnxruntime`` or
+``cudagraph`` (the eager model as a CUDA graph: all its kernels, launched at once).
+Changes to the model may precede it, joined with ``+``: ``fused``
 (:func:`~mm_efficient.deploy.fuse`) and ``channels_last`` (memory format of weights and
 images).
 
@@ -17,6 +18,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +32,7 @@ from ..models.base import fit_where_needed
 from .complexity import Forward, call_model
 from .models import find_model
 
-BACKENDS = ('eager', 'compile', 'torchscript', 'onnxruntime')
+BACKENDS = ('eager', 'compile', 'torchscript', 'onnxruntime', 'cudagraph')
 CHANGES = ('fused', 'channels_last')
 STEPS = ('forward', 'train')
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
@@ -47,17 +49,19 @@ class Result(NamedTuple):
 Step = Callable[[], Result]
 
 
-def check_backend(backend: str, dtype: str, step: str = 'forward') -> None:
+def check_backend(backend: str, dtype: str, step: str = 'forward',
+                  device: str = 'cpu') -> None:
     """Check the name of a backend, and that it is installed.
 
     Args:
         backend (str): See this module's docstring.
         dtype (str): A key of ``DTYPES``.
         step (str): One of ``STEPS``. Defaults to 'forward'.
+        device (str): Device to run on. Defaults to 'cpu'.
 
     Raises:
-        InputError: If the backend is unknown, not installed or without this dtype or
-            step.
+        InputError: If the backend is unknown, not installed or without this dtype, step
+            or device.
     """
     changes, base = _split(backend)
     onnx = base == 'onnxruntime'
@@ -70,6 +74,9 @@ def check_backend(backend: str, dtype: str, step: str = 'forward') -> None:
     if onnx and dtype != 'fp32':
         raise InputError(f'backend {backend} supports fp32 only, got {dtype}; leave '
                          'one of them out.')
+    if base == 'cudagraph' and not device.startswith('cuda'):
+        raise InputError(f'backend {backend} is for CUDA only, got device {device}; '
+                         'add --device cuda, or leave the backend out.')
     if step == 'train' and (base not in ('eager', 'compile') or 'fused' in changes):
         raise InputError(f'backend {backend} is for inference only; expected eager, '
                          'compile, channels_last or channels_last+compile with --step '
@@ -155,6 +162,8 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor, step: str = 'fo
         warnings.simplefilter('ignore')  # tracer warnings
         if base == 'onnxruntime':
             return _onnx_session(module, x), None
+        if base == 'cudagraph':
+            return _captured_step(module, x), None
         if base == 'compile':
             module = torch.compile(module, dynamic=False)
         elif base == 'torchscript':
@@ -185,6 +194,26 @@ def _training_step(module: Forward, compiled: bool, x: Tensor) -> Step:
             parameter.grad = None
         return Result(outputs, gradients)
     return step
+
+
+def _captured_step(module: Forward, x: Tensor) -> Step:
+    """The kernels of a forward pass, captured in a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries set up handles and kernels first
+        for _ in range(3):
+            module(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = Result(module(x))
+    # The graph knows only the addresses of weights and images: hold on to them
+    return partial(_replay, graph, result, (module, x))
+
+
+def _replay(graph: Any, result: Result, held: Any) -> Result:
+    graph.replay()
+    return result
 
 
 def _onnx_session(module: Forward, x: Tensor) -> Step:

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +25,13 @@ import rich.progress
 import torch
 from mmpretrain.apis import ModelHub, list_models
 from rich.console import Console
+from torch import Tensor
 
 from ..deploy import relative_error
 from ..errors import explain
 from ..weights import FAMILIES
-from .backends import Result, Step, build_model, check_backend, prepare
+from .backends import DTYPES, Result, Step, build_model, check_backend, prepare
+from .complexity import Forward, count_bytes
 from .models import find_model
 
 Rounds = list[list[float]]  # seconds by round and pass
@@ -49,8 +51,9 @@ class BenchmarkRun(NamedTuple):
     step: str = 'forward'  # or 'train', with the backward pass
 
 
+COPY_BYTES = 10**9  # that measure the bandwidth of a device, far beyond its caches
 COLUMNS = (*BenchmarkRun._fields, 'median_ms', 'images_per_s', 'ratio', 'ratio_min',
-           'ratio_max', 'peak_mib', 'deviation', 'passes', 'top1_reported')
+           'ratio_max', 'peak_mib', 'bandwidth', 'deviation', 'passes', 'top1_reported')
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class BenchmarkConfig:
     def settings(self) -> dict[str, Any]:
         """How and where runs are timed: settings, hardware and versions."""
         return dict(asdict(self), hardware=_hardware(self.device),
+                    bandwidth_gb_s=device_bandwidth(self.device),
                     torch=torch.__version__, python=platform.python_version())
 
 
@@ -78,6 +82,50 @@ def _hardware(device: str) -> str:
     path = Path('/proc/cpuinfo')
     found = path.exists() and re.search(r'model name\s*: (.+)', path.read_text())
     return found[1] if found else platform.processor() or platform.machine()
+
+
+@lru_cache
+def device_bandwidth(device: str) -> float | None:
+    """Measure the memory bandwidth of a GPU, by copying on it.
+
+    Args:
+        device (str): Such as 'cuda' or 'cuda:1'.
+
+    Returns:
+        float | None: Bytes read and written per second, in 1e9, with three significant
+        digits. None for a CPU.
+    """
+    if not device.startswith('cuda'):
+        return None
+    with torch.cuda.device(device):
+        source, target = torch.zeros(2, COPY_BYTES, dtype=torch.uint8, device=device)
+        copy = partial(target.copy_, source)
+        copies = [_seconds(copy, True) for _ in range(13)]
+        del source, target, copy
+        torch.cuda.empty_cache()
+    # The first ones wake the device up
+    return float(f'{2 * COPY_BYTES / 1e9 / statistics.median(copies[3:]):.3g}')
+
+
+def check_runs(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> None:
+    """Check models, backends and the device, before any work.
+
+    Args:
+        runs (Sequence[BenchmarkRun]): What is to be timed.
+        config (BenchmarkConfig): How to time it.
+
+    Raises:
+        InputError: If a model or backend does not exist, or a backend does not support
+            a dtype, step or device.
+        ExecutionError: If the device cannot be used.
+    """
+    for run in runs:
+        check_backend(run.backend, run.dtype, run.step, config.device)
+    for name in dict.fromkeys(run.model for run in runs):
+        find_model(name)
+    with explain(f'device {config.device} (of cpu, cuda, cuda:N) cannot be used'):
+        torch.empty(1, device=config.device)
+        device_bandwidth(config.device)
 
 
 def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[dict]:
@@ -91,16 +139,11 @@ def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list
         list[dict]: A row per run with the keys ``COLUMNS``; None for unknown values.
 
     Raises:
-        InputError: Before any work, if a model or backend does not exist, or a backend
-            does not support a dtype; later if a model cannot be timed.
+        InputError: Before any work, see :func:`check_runs`; later if a model cannot be
+            timed.
         ExecutionError: If the device cannot be used, or a backend cannot run a model.
     """
-    for run in runs:
-        check_backend(run.backend, run.dtype, run.step)
-    for name in dict.fromkeys(run.model for run in runs):
-        find_model(name)
-    with explain(f'device {config.device} (of cpu, cuda, cuda:N) cannot be used'):
-        torch.empty(1, device=config.device)
+    check_runs(runs, config)
     threads, device = torch.get_num_threads(), torch.device(config.device)
     torch.set_num_threads(config.threads)
     if device.type == 'cuda' and device.index is not None:
@@ -115,6 +158,7 @@ def run_benchmark(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list
                 rows += _time_group([*group], config)
             torch.compiler.reset()  # drop the graphs of this shape
     finally:
+        torch.compiler.reset()
         torch.set_num_threads(threads)
     return rows
 
@@ -127,6 +171,7 @@ def _time_group(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[d
     x = torch.randn(batch_size, 3, height, width, generator=generator)
     x = x.to(config.device)
     models: dict[str, tuple[Any, Result]] = {}
+    bounds: dict[tuple, float | None] = {}  # by model and dtype
     clocks, checks = [], []
     for run in track(runs, f'preparing {images}, {step}'):
         with explain(f'{run.model} cannot run with backend {run.backend} and '
@@ -141,11 +186,24 @@ def _time_group(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[d
             deviation = _deviation(function(), reference)
             memory = None if weights is None else (
                 weights + _peak_bytes(function, x.is_cuda)) / 2**20
-        checks.append((memory, deviation))
+            size = run.model, run.dtype
+            if size not in bounds:
+                bounds[size] = _memory_bound(model, run, x, config.device)
+        checks.append((memory, bounds[size], deviation))
         clocks.append(partial(_seconds, function, x.is_cuda))
     times = _time_in_rounds(clocks, config)
     return [_row(run, rounds, times[0], *check)
             for run, rounds, check in zip(runs, times, checks)]
+
+
+def _memory_bound(model: Forward, run: BenchmarkRun, x: Tensor, device: str
+                  ) -> float | None:
+    """Seconds in which the device could move what a forward pass has to move."""
+    bandwidth = device_bandwidth(device)
+    if bandwidth is None or run.step != 'forward':
+        return None
+    module = Forward(model.model, model.run, DTYPES[run.dtype]).eval()
+    return count_bytes(module, x) / (1e9 * bandwidth)
 
 
 def _deviation(result: Result, reference: Result) -> float:
@@ -216,13 +274,14 @@ def _peak_bytes(function: Step, cuda: bool) -> int:
 
 
 def _row(run: BenchmarkRun, rounds: Rounds, baseline: Rounds, peak_mib: float | None,
-         deviation: float) -> dict:
+         memory_bound: float | None, deviation: float) -> dict:
     samples = [*itertools.chain(*rounds)]
     median = statistics.median(samples)
     ratios = [statistics.median(own) / statistics.median(other)
               for own, other in zip(rounds, baseline)]
     values = (*run, 1e3 * median, run.batch_size / median, statistics.median(ratios),
               min(ratios), max(ratios), peak_mib,
+              None if memory_bound is None else memory_bound / median,
               deviation if math.isfinite(deviation) else None,  # JSON has no NaN
               len(samples), reported_top1(run.model))
     return dict(zip(COLUMNS, values, strict=True))

@@ -151,6 +151,25 @@ class _UnknownOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of inputs and outputs of operators that multiply and add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in ELEMENTS:
+            # Attention also returns statistics for its backward pass
+            result = out[0] if isinstance(out, tuple) else out
+            for tensor in tensors_of([args, kwargs, result]):
+                # A tensor that was expanded is read from less memory
+                self.bytes += min(tensor.nbytes, tensor.untyped_storage().nbytes())
+        return out
+
+
 def call_model(model: nn.Module, x: Tensor) -> Any:
     """``model(x)``."""
     return model(x)
@@ -184,6 +203,26 @@ def count(model: nn.Module, x: Tensor, run: Run = call_model) -> Complexity:
         for name, module in model.named_modules()}
     total = modules.pop('')
     return Complexity(total.parameters, total.macs, total.activations, modules, unknown)
+
+
+def count_bytes(model: Forward, x: Tensor) -> int:
+    """Count the bytes that a forward pass has to read and write at least.
+
+    These are inputs, weights and outputs of convolutions, linear layers and all other
+    matrix products, in the data types they run in, and of fused attention its queries,
+    keys, values and outputs. Everything in between could be fused with them.
+
+    Args:
+        model (Forward): In eval mode.
+        x (Tensor): Images, (B, 3, H, W), on the device of the model.
+
+    Returns:
+        int: Bytes for the whole batch.
+    """
+    # In inference mode a linear layer would be one operator, without a formula
+    with torch.no_grad(), _unfused_attention(), _Traffic() as traffic:
+        model(x)
+    return traffic.bytes
 
 
 def count_operators(

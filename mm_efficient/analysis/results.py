@@ -1,14 +1,14 @@
 """Files with results of the benchmark."""
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import whole_file
 from .benchmark import COLUMNS, BenchmarkRun
-from .tables import ratio_table
+from .tables import ratio_table, time_table
 
 SUFFIXES = ('.csv', '.json', '.jsonl', '.md')
 
@@ -20,7 +20,8 @@ def write_results(path: str | Path, rows: Sequence[dict], settings: dict[str, An
     Args:
         path (str | Path): Name that ends in .csv, .json, .jsonl or .md. JSON includes
             the settings. JSON Lines, with a row each, are appended to the file if it
-            exists. For Markdown see :func:`~.tables.ratio_table`.
+            exists. For Markdown see :func:`~.tables.ratio_table`, and for runs on
+            CUDA, unless there are published ratios, :func:`~.tables.time_table`.
         rows (Sequence[dict]): From :func:`~.benchmark.run_benchmark`.
         settings (dict): From :meth:`~.benchmark.BenchmarkConfig.settings`.
         published (Mapping, optional): From :func:`~.tables.read_published`, for
@@ -35,7 +36,9 @@ def write_results(path: str | Path, rows: Sequence[dict], settings: dict[str, An
             writer.writeheader()
             writer.writerows(rows)
         elif draft.suffix == '.md':
-            f.write(ratio_table(rows, published or {}))
+            cuda = settings['device'].startswith('cuda')
+            f.write(time_table(rows) if cuda and not published
+                    else ratio_table(rows, published or {}))
         elif draft.suffix == '.jsonl':
             f.write(before)
             for row in rows:
@@ -43,6 +46,19 @@ def write_results(path: str | Path, rows: Sequence[dict], settings: dict[str, An
         else:
             json.dump(dict(settings=settings, results=rows), f, indent=1)
             f.write('\n')
+
+
+def latest(rows: Iterable[dict]) -> list[dict]:
+    """Of rows for the same run, keep the last one.
+
+    Args:
+        rows (Iterable[dict]): From :func:`~.benchmark.run_benchmark`.
+
+    Returns:
+        list[dict]: In the order in which their runs first appear.
+    """
+    return [*{tuple(row[key] for key in BenchmarkRun._fields): row
+              for row in rows}.values()]
 
 
 def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
@@ -66,9 +82,9 @@ def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
         else:
             content = json.loads(text)
             rows, settings = content['results'], content['settings']
-        found = {tuple(row[key] for key in BenchmarkRun._fields):
-                 {key: row[key] for key in COLUMNS} for row in rows}
-        return [*found.values()], settings
+        # Files of earlier versions have no bandwidth
+        return latest({key: (dict(bandwidth=None) | row)[key] for key in COLUMNS}
+                      for row in rows), settings
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise InputError(
             f'{path} is not a result file ({type(error).__name__}: {error}); expected '

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import InputError
 
-TITLES = dict(onnxruntime='ONNX Runtime', compile='compiled')
+TITLES = dict(onnxruntime='ONNX Runtime', compile='compiled', cudagraph='CUDA graph')
+Cells = dict[tuple[str, str, str], str]  # by model, step and way to run it
 
 
 def read_published(path: str | Path) -> dict[str, dict[str, float]]:
@@ -45,31 +46,58 @@ def ratio_table(rows: Iterable[Mapping[str, Any]],
         str: Markdown. The first columns after a model's name are for the step that was
         timed first. Columns of peak memory follow eager training.
     """
-    columns: dict[tuple, None] = {}
-    cells: dict[tuple, str] = {}
-    models: dict[str, None] = {}
+    cells: Cells = {}
     for row in rows:
-        models[row['model']] = None
         step, setting = _setting(row)
-        way = '+'.join(TITLES.get(part, part) for part in row['backend'].split('+'))
-        if row['dtype'] != 'fp32':
-            way += f' {row["dtype"]}'
-        columns[step, way] = None
-        cells[row['model'], step, way] = f'{row["ratio"]:.3f}'
-        known = published.get(row['model'], {}).get(setting)
+        model, way = row['model'], _way(row)
+        cells[model, step, way] = f'{row["ratio"]:.3f}'
+        known = published.get(model, {}).get(setting)
         if known is not None:
-            columns[step, 'published'] = None
-            cells[row['model'], step, 'published'] = f'{known:.3f}'
+            cells[model, step, 'published'] = f'{known:.3f}'
         if way == 'eager' and row['step'] == 'train' and row['peak_mib'] is not None:
-            columns[step, 'MiB'] = None
-            cells[row['model'], step, 'MiB'] = f'{row["peak_mib"]:.0f}'
+            cells[model, step, 'MiB'] = f'{row["peak_mib"]:.0f}'
+    return _markdown(cells)
+
+
+def time_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Make a table of times, with a row per model and a column per way to run it.
+
+    Args:
+        rows (Iterable[Mapping]): From :func:`~.benchmark.run_benchmark`.
+
+    Returns:
+        str: Markdown. A cell has the median milliseconds; for more than one image
+        also images per second; and the share of the memory bandwidth if it is known.
+    """
+    cells: Cells = {}
+    for row in rows:
+        parts = [f'{row["median_ms"]:.3g} ms']
+        if row['batch_size'] > 1:
+            parts.append(f'{row["images_per_s"]:.0f}/s')
+        if row['bandwidth'] is not None:
+            parts.append(f'{row["bandwidth"]:.0%}')
+        cells[row['model'], _setting(row)[0], _way(row)] = ', '.join(parts)
+    return _markdown(cells)
+
+
+def _markdown(cells: Cells) -> str:
+    """A row per model; columns by step, in the order they first appear in."""
+    models = [*dict.fromkeys(model for model, *_ in cells)]
+    columns = [*dict.fromkeys((step, way) for _, step, way in cells)]
     steps = [*dict.fromkeys(step for step, _ in columns)]
-    order = [column for step in steps for column in columns if column[0] == step]
-    lines = ['| model | ' + ' | '.join(f'{step}: {way}' for step, way in order) + ' |',
-             '|---|' + '---|' * len(order)]
+    columns.sort(key=lambda column: steps.index(column[0]))
+    titles = ' | '.join(f'{step}: {way}' for step, way in columns)
+    lines = [f'| model | {titles} |', '|---|' + '---|' * len(columns)]
     lines += [f'| `{model}` | ' + ' | '.join(
-        cells.get((model, *column), '') for column in order) + ' |' for model in models]
+        cells.get((model, *column), '') for column in columns) + ' |'
+        for model in models]
     return '\n'.join(lines) + '\n'
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    """Title of a backend and dtype."""
+    way = '+'.join(TITLES.get(part, part) for part in row['backend'].split('+'))
+    return way if row['dtype'] == 'fp32' else f'{way} {row["dtype"]}'
 
 
 def _setting(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm_efficient.analysis.complexity import count
+from mm_efficient.analysis.complexity import Forward, call_model, count, count_bytes
 from mm_efficient.analysis.models import (
     ModelSpec,
     complexity,
@@ -72,6 +72,30 @@ class Net(nn.Module):
         x = self.layers[0](self.layers[0](x))
         x = self.frozen(self.neck.forward(x)).flatten(2)
         return x @ x.transpose(1, 2)
+
+
+class Layers(nn.Module):
+    """A linear layer, fused attention, and a product with a matrix for all images."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 8, bias=False)
+        self.matrix = nn.Parameter(torch.zeros(1, 5, 5))
+
+    def forward(self, x):
+        x = self.linear(x.flatten(2).transpose(1, 2)).relu()  # (2, 5, 8)
+        x = F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0]
+        return torch.bmm(self.matrix.expand(2, 5, 5), x)
+
+
+@pytest.mark.parametrize('dtype, width', [(None, 4), (torch.bfloat16, 2)])
+def test_bytes(dtype, width):
+    """Activations do not count, nor the copies of weights that autocast makes."""
+    elements = {'linear': 2 * 5 * (3 + 8) + 3 * 8, 'attention': 4 * 2 * 5 * 8,
+                'product': 5 * 5 + 2 * 2 * 5 * 8}
+    x = torch.zeros(2, 3, 5, 1)
+    model = Forward(Layers(), call_model, dtype).eval().requires_grad_(False)
+    assert count_bytes(model, x) == width * sum(elements.values())
 
 
 def test_modules():

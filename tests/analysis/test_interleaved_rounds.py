@@ -4,8 +4,6 @@ import functools
 import json
 import math
 import sys
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 import timm
@@ -24,7 +22,7 @@ from mm_efficient.analysis.benchmark import (
 from mm_efficient.analysis.complexity import Forward, call_model
 from mm_efficient.analysis.models import expand_groups, find_model
 from mm_efficient.analysis.results import read_results, write_results
-from mm_efficient.analysis.tables import ratio_table, read_published
+from mm_efficient.analysis.tables import ratio_table, read_published, time_table
 from mm_efficient.errors import ExecutionError, InputError
 
 CONFIG = """
@@ -89,7 +87,7 @@ def test_rounds_end_early():
 
 def make_row(model, rounds, baseline, deviation=0.):
     run = BenchmarkRun(model, 'eager', 'fp32', 4, 224, 192)
-    return benchmark._row(run, rounds, baseline, 100., deviation)
+    return benchmark._row(run, rounds, baseline, 100., 0.75, deviation)
 
 
 def test_rows(tmp_path):
@@ -101,6 +99,7 @@ def test_rows(tmp_path):
     assert first['images_per_s'] == pytest.approx(4 / 3)
     assert first['ratio'] == first['ratio_min'] == first['ratio_max'] == 1.
     assert first['top1_reported'] is None and first['deviation'] is None
+    assert first['bandwidth'] == 0.25  # 0.75 s at least, of 3 s
     # Ratios of the medians of the rounds: 2, 1.5, 0.5
     assert (second['ratio'], second['ratio_min'], second['ratio_max']) == (1.5, 0.5, 2.)
     assert second['top1_reported'] == 79.3 and second['deviation'] == 0
@@ -128,6 +127,13 @@ def test_files_that_are_added_to(tmp_path):
     assert read_results(path) == ([rows[2], rows[1]], dict(seed=1))
 
 
+def test_files_without_a_bandwidth(tmp_path):
+    row = make_row('a', [[1.]], [[2.]])
+    del row['bandwidth']
+    write_results(tmp_path / 'r.json', [row], SHORT.settings())
+    assert read_results(tmp_path / 'r.json')[0] == [row | dict(bandwidth=None)]
+
+
 def test_table_of_ratios(tmp_path):
     def row(model, backend, step, ratio, batch_size=1):
         return dict(model=model, backend=backend, dtype='fp32', batch_size=batch_size,
@@ -146,6 +152,29 @@ def test_table_of_ratios(tmp_path):
         '| `b` | 0.500 | 0.600 | 0.125 | 0.250 | 20 |']
     with pytest.raises(InputError, match='is not a file of published ratios'):
         read_published(tmp_path / 'nowhere.json')
+
+
+def test_table_of_times(tmp_path):
+    def row(model, backend, dtype, batch_size, bandwidth, median_ms):
+        return dict(model=model, backend=backend, dtype=dtype, batch_size=batch_size,
+                    height=224, width=224, step='forward', ratio=1., peak_mib=None,
+                    bandwidth=bandwidth, median_ms=median_ms,
+                    images_per_s=1e3 * batch_size / median_ms)
+    rows = [row('a', 'eager', 'fp32', 1, None, 12.3456),
+            row('a', 'channels_last+cudagraph', 'fp16', 64, 0.456, 5.),
+            row('b', 'eager', 'fp32', 1, 0.5, 2.)]
+    table = time_table(rows)
+    assert table.splitlines() == [
+        '| model | forward, 1 x 224: eager | '
+        'forward, 64 x 224: channels_last+CUDA graph fp16 |',
+        '|---|---|---|',
+        '| `a` | 12.3 ms | 5 ms, 12800/s, 46% |',
+        '| `b` | 2 ms, 50% |  |']
+    for device, published, expected in (
+            ('cuda:0', {}, table), ('cuda:0', dict(a={}), ratio_table(rows, {})),
+            ('cpu', {}, ratio_table(rows, {}))):
+        write_results(tmp_path / 't.md', rows, dict(device=device), published)
+        assert (tmp_path / 't.md').read_text() == expected
 
 
 @pytest.mark.parametrize('content', [
@@ -184,6 +213,9 @@ def test_what_cannot_be_timed(swift):
             (dict(backend='onnxruntime', dtype='bf16'), 'fp32 only'),
             (dict(backend='fused', step='train'), 'fused is for inference only'),
             (dict(backend='onnxruntime', step='train'), 'is for inference only'),
+            (dict(backend='fused+cudagraph'), 'is for CUDA only, got device cpu; add'),
+            (dict(backend='cudagraph', step='train', device='cuda'),
+             'cudagraph is for inference only'),
             (dict(model='nowhere.py:make'), 'nowhere.py does not exist')):
         with pytest.raises(InputError, match=message):
             start(**settings)
@@ -367,49 +399,3 @@ def test_memory():
         peak = benchmark._peak_bytes(lambda: layers(x), cuda=False)
     # Input and output of the ReLU with 5000 channels each
     assert peak == pytest.approx(2 * 256 * 5000 * 4, rel=0.01)
-
-
-class FakeCUDA:
-    """Events that are recorded at 0 and 7 ms."""
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        pass
-
-    def elapsed_time(self, end):
-        assert end is not self
-        return 7.
-
-
-def test_onnxruntime_waits_for_what_it_binds(monkeypatch):
-    """It runs on a stream of its own, before which PyTorch's has to be done."""
-    done = []
-    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: done.append('synchronize'))
-    monkeypatch.setattr(torch.onnx, 'export', MagicMock())
-    runtime = MagicMock()
-    runtime.get_available_providers.return_value = ['CUDAExecutionProvider']
-    session = runtime.InferenceSession.return_value
-    session.get_outputs.return_value = [MagicMock()]
-    session.run_with_iobinding.side_effect = lambda binding: done.append('run')
-    monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
-    x = SimpleNamespace(is_cuda=True, device=torch.device('cuda'), shape=(1, 3, 8, 8),
-                        data_ptr=lambda: 0)
-    backends._onnx_session(lambda x: [torch.zeros(1)], x)()
-    assert done == ['synchronize', 'run']
-
-
-@pytest.mark.parametrize('device, chosen', [('cuda', []), ('cuda:1', [1])])
-def test_cuda_events_and_device(device, chosen, monkeypatch):
-    """A device without an index is the current one already."""
-    indices = []
-    monkeypatch.setattr(torch.cuda, 'Event', FakeCUDA)
-    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
-    monkeypatch.setattr(torch.cuda, 'set_device', lambda d: indices.append(d.index))
-    monkeypatch.setattr(torch, 'empty', lambda *size, device: None)
-    monkeypatch.setattr(benchmark, '_time_group', lambda runs, config: [])
-    run_benchmark([BenchmarkRun('soft_tiny', 'eager', 'fp32', 1, 64, 64)],
-                  BenchmarkConfig(device=device))
-    assert indices == chosen
-    assert benchmark._seconds(lambda: None, cuda=True) == 0.007

@@ -41,7 +41,8 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize('device_name', ['cuda', 'cuda:0'])
 @pytest.mark.parametrize('options', [
     ['--backend', 'eager'], ['--backend', 'compile'], ['--backend', 'torchscript'],
-    ['--backend', 'fused+channels_last'], ['--dtype', 'fp16', 'bf16'],
+    ['--backend', 'fused+channels_last'], ['--backend', 'cudagraph'],
+    ['--backend', 'channels_last+cudagraph'], ['--dtype', 'fp16', 'bf16'],
     ['--step', 'train']],
     ids=lambda options: options[-1])
 def test_benchmark_device_cuda(options, device_name, tmp_path):
@@ -55,8 +56,11 @@ def test_benchmark_device_cuda(options, device_name, tmp_path):
                '--out', str(out)])
     content = json.loads(out.read_text())
     assert content['settings']['hardware'] == torch.cuda.get_device_name(0)
+    assert content['settings']['bandwidth_gb_s'] > 50
     for row in content['results']:
-        assert row['median_ms'] > 0 and row['peak_mib'] > 0
+        assert row['median_ms'] > 0
+        assert (row['peak_mib'] is None) == ('cudagraph' in row['backend'])
+        assert (row['bandwidth'] is None) == (row['step'] == 'train')
         assert row['deviation'] < (1e-3 if row['dtype'] == 'fp32' else 0.1)
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 
 import pytest
 import torch
@@ -47,7 +48,48 @@ def test_table_files_and_plot(tool, tmp_path, monkeypatch, capsys, fails):
     assert 'r.csv is not a result file' in fails(main, '--from', 'r.csv')
 
 
+MODELS = """
+from torch import nn
+
+class Picky(nn.Conv2d):
+    def forward(self, x):
+        if not x.is_contiguous():
+            raise ValueError('another memory format')
+        return super().forward(x)
+
+def good():
+    return nn.Conv2d(3, 8, 3)
+
+def picky():
+    return Picky(3, 4, 3)
+"""
+
+
+def test_models_one_by_one(tool, tmp_path, monkeypatch, capsys):
+    """What fails is left out; the rest is in the files, each run once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    (tmp_path / 'm.py').write_text(MODELS)
+    with pytest.raises(SystemExit):
+        tool('analysis_tools/benchmark')([
+            'm.py:picky', 'm.py:good', '--baseline', 'm.py:good', '--apart',
+            '--backend', 'eager', 'channels_last', '--shape', '16', '--iterations', '2',
+            '--rounds', '2', '--warmup', '1', '--out', 'r.json', 'r.jsonl', 'r.md'])
+    printed = capsys.readouterr()
+    assert 'left out: m.py:picky cannot run with backend channels_last' in printed.err
+    assert 'error: 1 runs failed, see above' in printed.err
+    assert 'written: r.md' in printed.out
+    rows = json.loads((tmp_path / 'r.json').read_text())['results']
+    assert [(row['model'], row['backend']) for row in rows] == [
+        ('m.py:good', 'eager'), ('m.py:picky', 'eager'), ('m.py:good', 'channels_last')]
+    lines = (tmp_path / 'r.jsonl').read_text().splitlines()
+    assert [json.loads(line)['model'] for line in lines] == [
+        'm.py:good', 'm.py:picky', *3 * ['m.py:good']]
+    assert '| `m.py:picky` |' in (tmp_path / 'r.md').read_text()
+
+
 @pytest.mark.parametrize('args, message', [
+    (['--apart'], '--apart needs a --baseline'),
     (['--max-seconds', 'nan'], "invalid positive float value: 'nan'"),
     (['--max-seconds', '-3'], "invalid positive float value: '-3'"),
     (['--rounds', '0'], "invalid positive int value: '0'"),

@@ -7,10 +7,12 @@ load on the machine hardly affects it, and it carries over between machines far 
 than milliseconds.
 
 Backends: eager, compile (torch.compile), torchscript (traced, frozen and optimised for
-inference, as published), onnxruntime (fp32 only). Changes to the model may precede
-them, joined with +, such as fused+channels_last+compile: fused folds batch norms and
-scales (tools/deployment/fuse.py shows which), channels_last is the memory format of
-weights and images. fp16 and bf16 are automatic mixed precision inside the model.
+inference, as published), onnxruntime (fp32 only), cudagraph (eager, captured in a CUDA
+graph: no time is lost between kernels; inference on a GPU only). Changes to the model
+may precede them, joined with +, such as fused+channels_last+compile: fused folds batch
+norms and scales (tools/deployment/fuse.py shows which), channels_last is the memory
+format of weights and images. fp16 and bf16 are automatic mixed precision inside the
+model.
 
 --step train times forward and backward pass together, in training mode without
 stochastic depth, with eager or compile; MiB then includes activations and gradients,
@@ -19,8 +21,11 @@ decoding and NMS for a fixed number of boxes.
 
 Columns: ms is the median time of a pass; ratio refers to --baseline, else to the first
 row of that shape, batch size and step; min - max is its range over the rounds; MiB is
-the peak memory of tensors, weights included; deviation is the largest relative error of
-an output, compared with the eager model in fp32.
+the peak memory of tensors, weights included; bandwidth, for inference on a GPU, is the
+share of its memory bandwidth that reading and writing no more than the inputs, weights
+and outputs of convolutions and matrix products takes up, as counted on the eager model
+(the device copies at bandwidth_gb_s, measured at the start); deviation is the largest
+relative error of an output, compared with the eager model in fp32.
 
 examples:
   benchmark.py timm/resnet50 swin-tiny_16xb64_in1k soft_small
@@ -39,6 +44,9 @@ examples:
     benchmark.py soft_tiny --baseline timm/resnet50 --backbone --shape 800x1344 \\
         --step train --backend eager compile --out speed.jsonl
     benchmark.py --from speed.jsonl --out speed.md
+  many models on a GPU; rows are saved after each, and what fails is left out:
+    benchmark.py rivals --baseline timm/resnet50 --apart --device cuda --dtype fp16 \\
+        --backend eager cudagraph compile --out rivals.jsonl rivals.md
   reported accuracy against latency; then the plot again from the file of a run:
     benchmark.py soft_tiny resnet50_8xb32_in1k --out speed.json --plot accuracy.png
     benchmark.py --from speed.json --plot accuracy.png
@@ -47,6 +55,7 @@ import argparse
 import itertools
 import math
 import os
+import sys
 
 # Read when PyTorch is imported. By default idle threads spin, which slows down other
 # processes; and the profiler, which measures memory, warns if there is no GPU.
@@ -65,7 +74,7 @@ from mm_efficient.analysis.accuracy_plot import plot_accuracy  # noqa: E402
 from mm_efficient.analysis.backends import DTYPES, STEPS  # noqa: E402
 from mm_efficient.analysis.models import expand_groups  # noqa: E402
 from mm_efficient.analysis.tables import read_published  # noqa: E402
-from mm_efficient.errors import InputError, error_line  # noqa: E402
+from mm_efficient.errors import ExecutionError, InputError, error_line  # noqa: E402
 from mm_efficient.files import check_output  # noqa: E402
 from mm_efficient.visualization.figures import FIGURE_SUFFIXES, save_figure  # noqa: E402
 
@@ -75,6 +84,7 @@ CELLS = {'model': '{model}', 'backend': '{backend} {dtype}', 'step': '{step}',
          'shape': '{height}x{width}', 'ms': '{median_ms:.4g}',
          'images/s': '{images_per_s:.4g}', 'ratio': '{ratio:.3f}',
          'min - max': '{ratio_min:.2f} - {ratio_max:.2f}', 'MiB': '{peak_mib:.0f}',
+         'bandwidth': '{bandwidth:.0%}',
          'deviation': '{deviation:.0e}', 'passes': '{passes}'}
 
 
@@ -101,6 +111,8 @@ def parse_args(argv=None):
     if bool(args.models) == bool(args.source):
         parser.error('expected either models to time, or --from FILE with the results '
                      'of a run')
+    if args.apart and not args.baseline:
+        parser.error('--apart needs a --baseline, beside which each model is timed')
     return args
 
 
@@ -114,9 +126,12 @@ def add_run_options(add, count):
         'with')
     add('--baseline', metavar='MODEL', help='model that ratios refer to, eager in fp32 '
         '(default: the first model, in the first backend)')
+    add('--apart', action='store_true', help='time each model by itself beside the '
+        'baseline, and write --out after each; a run that fails is left out, with a '
+        'message')
     add('--backend', dest='backends', nargs='+', default=['eager'], metavar='BACKEND',
-        help='eager, compile, torchscript, onnxruntime, fused, ..., see above '
-        '(default: eager)')
+        help='eager, compile, torchscript, onnxruntime, cudagraph, fused, ..., see '
+        'above (default: eager)')
     add('--dtype', dest='dtypes', nargs='+', default=['fp32'],
         choices=[*DTYPES], help='(default: fp32)')
     add('--step', dest='steps', nargs='+', default=['forward'], choices=STEPS,
@@ -140,7 +155,7 @@ def add_other_options(add, count):
         'over (default: %(default)s)')
     add('--out', nargs='+', default=[], metavar='FILE',
         help='.csv, .json, .jsonl (added to a file that is there) and .md (a table of '
-        'the ratios) files')
+        'the ratios; on a GPU, without --published, of times) files')
     add('--published', metavar='FILE', help='ratios of published implementations for '
         'the .md table, such as docs/benchmark/published.json')
     add('--plot', metavar='FILE', help='plot top-1 accuracy against latency, for '
@@ -158,18 +173,54 @@ def check_plot(accuracies):
                          'top1_reported there, and plot it with --from FILE.json.')
 
 
-def time_models(args):
-    """Time the models, with a progress bar; returns rows and settings."""
+def list_runs(args, models, ways):
+    """Runs of models in (backend, dtype) ways, after the baseline."""
+    names = [(model, *way) for model in models for way in ways]
+    if args.baseline:
+        names.insert(0, (args.baseline, 'eager', 'fp32'))
+    return [benchmark.BenchmarkRun(*each, batch_size, *shape, step)
+            for shape, batch_size, step in itertools.product(
+                args.shapes, args.batch_sizes, args.steps) for each in names]
+
+
+def time_apart(args, config, ways):
+    """Time one model after the other; yields the rows of each.
+
+    If a model fails, its backends and dtypes are timed one by one, to see which.
+    """
+    queue = [(model, ways) for model in args.models]
+    while queue:
+        model, ways = queue.pop(0)
+        try:
+            yield benchmark.run_benchmark(list_runs(args, [model], ways), config)
+        except (InputError, ExecutionError) as error:
+            if len(ways) == 1:
+                print(f'left out: {error}', file=sys.stderr)
+            else:
+                queue[:0] = [(model, [way]) for way in ways]
+
+
+def time_models(args, published):
+    """Time the models and write the files.
+
+    Returns rows, settings and the number of runs that failed.
+    """
     if args.plot:
         check_plot(map(benchmark.reported_top1, args.models))
     config = benchmark.BenchmarkConfig(**{key: getattr(args, key) for key in DEFAULTS})
-    names = [*itertools.product(args.models, args.backends, args.dtypes)]
-    if args.baseline:
-        names.insert(0, (args.baseline, 'eager', 'fp32'))
-    runs = [benchmark.BenchmarkRun(*each, batch_size, *shape, step)
-            for shape, batch_size, step in itertools.product(
-                args.shapes, args.batch_sizes, args.steps) for each in names]
-    return benchmark.run_benchmark(runs, config), config.settings()
+    ways = [*itertools.product(args.backends, args.dtypes)]
+    runs = list_runs(args, args.models, ways)
+    benchmark.check_runs(runs, config)
+    rows = []
+    for part in (time_apart(args, config, ways) if args.apart
+                 else [benchmark.run_benchmark(runs, config)]):
+        rows = results.latest([*rows, *part]) if rows else part
+        for path in args.out:
+            results.write_results(path, part if path.endswith('.jsonl') else rows,
+                                  config.settings(), published)
+    if not rows:
+        raise ExecutionError('all runs failed, see above.')
+    return rows, config.settings(), max(0, len({*runs}) - len(rows))
 
 
 def print_rows(rows, settings):
@@ -185,9 +236,9 @@ def print_rows(rows, settings):
             known = {key: math.nan if value is None else value
                      for key, value in row.items()}
             cells = [cell.format(**known) for cell in CELLS.values()]
-            table.add_row(*('-' if cell == 'nan' else cell for cell in cells))
+            table.add_row(*('-' if cell in ('nan', 'nan%') else cell for cell in cells))
         table.add_section()
-    Console(width=max(Console().width, 135)).print(table)
+    Console(width=max(Console().width, 147)).print(table)
 
 
 def main(argv=None):
@@ -200,16 +251,20 @@ def main(argv=None):
         published = read_published(args.published) if args.published else None
         if args.plot:
             check_output(args.plot, FIGURE_SUFFIXES)
-        rows, settings = (results.read_results(args.source) if args.source
-                          else time_models(args))
+        if args.source:
+            (rows, settings), failed = results.read_results(args.source), 0
+            for path in args.out:
+                results.write_results(path, rows, settings, published)
+        else:
+            rows, settings, failed = time_models(args, published)
         print_rows(rows, settings)
-        for path in args.out:
-            results.write_results(path, rows, settings, published)
         if args.plot:
             check_plot(row['top1_reported'] for row in rows)
             save_figure(plot_accuracy(rows, settings), args.plot)
-    for path in [*args.out, *filter(None, [args.plot])]:
-        print(f'written: {path}')
+        for path in [*args.out, *filter(None, [args.plot])]:
+            print(f'written: {path}')
+        if failed:
+            raise ExecutionError(f'{failed} runs failed, see above.')
 
 
 if __name__ == '__main__':
