@@ -264,7 +264,7 @@ def main(argv=None):
         for path in [*args.out, *filter(None, [args.plot])]:
             print(f'written: {path}')
         if failed:
-            raise ExecutionError(f'{failed} runs failed, see above.')
+            raise ExecutionError(f'runs left out: {failed}; see above.')
 
 
 if __name__ == '__main__':
