@@ -143,8 +143,7 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor, step: str = 'fo
         step (str): One of ``STEPS``. Defaults to 'forward'.
 
     Returns:
-        tuple: Function that runs the model on ``x``; and the bytes of its weights, None
-        if its memory is not PyTorch's.
+        tuple: Function that runs the model; bytes of its weights, None if unmeasured.
     """
     changes, base = _split(backend)
     module: Any = Forward(model.model, model.run, DTYPES[dtype]).eval()
@@ -160,10 +159,9 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor, step: str = 'fo
         return _training_step(module, base == 'compile', x), weights
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tracer warnings
-        if base == 'onnxruntime':
-            return _onnx_session(module, x), None
-        if base == 'cudagraph':
-            return _captured_step(module, x), None
+        if base in ('onnxruntime', 'cudagraph'):
+            start = _onnx_session if base == 'onnxruntime' else _captured_step
+            return start(module, x), None
         if base == 'compile':
             module = torch.compile(module, dynamic=False)
         elif base == 'torchscript':
