@@ -118,7 +118,8 @@ def no_default_scope():
 def no_checkpoints_left(request):
     """Remove a test's checkpoints: pytest keeps folders, and they are gigabytes."""
     yield
-    folder = request.node.funcargs.get('tmp_path')
+    # None when the run is interrupted
+    folder = (getattr(request.node, 'funcargs', None) or {}).get('tmp_path')
     for path in folder.rglob('*.pth*') if folder else ():
         if path.is_file():
             path.unlink()

@@ -75,6 +75,11 @@ benchmark() {
     --max-seconds 1 $size "$@"
 }
 
+# processes PART: what is timed, part2, runs by itself
+processes() {
+  [ "$1" = part2 ] || ! "$python" -c 'import xdist' 2>/dev/null || echo '-n 8'
+}
+
 run_part() {
   local part=$1 end=$((SECONDS + seconds)) status=0 dtype
   case "$part" in
@@ -88,7 +93,8 @@ run_part() {
       done
       return "$status" ;;
     # Without pyproject's options for pytest-xdist, which may not be there
-    *) within -m pytest -o addopts=-ra --tb=short --durations=10 -m "cuda and $part" ;;
+    *) within -m pytest -o addopts=-ra --tb=short --show-capture=no --durations=10 \
+      $(processes "$part") -m "cuda and $part" tests/cuda ;;
   esac
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 TESTS = Path(__file__).parents[1]
 # Models and runners of the tests for the CPU
@@ -41,7 +42,7 @@ def clean_device(device):
 
 
 @pytest.fixture(scope='module')
-def figures(request, device):
+def figures(request, device, tmp_path_factory):
     """Dict of what a module measures, written to a JSON file of its name."""
     measured = {}
     yield measured
@@ -53,11 +54,20 @@ def figures(request, device):
     name = Path(request.node.path).stem.removeprefix('test_cuda_')
     path = FIGURES / f'{name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as draft:
-        Path(draft).write_text(json.dumps(dict(
-            device=properties.name, memory_gb=properties.total_memory / 1e9,
-            date=time.strftime('%Y-%m-%d'), versions=versions,
-            figures=measured), indent=1) + '\n')
+    # Processes of pytest-xdist measure a part each
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    so_far = folder / path.name
+    with FileLock(f'{so_far}.lock'):
+        if so_far.exists():
+            measured = json.loads(so_far.read_text()) | measured
+        so_far.write_text(json.dumps(measured))
+        with whole_file(path) as draft:
+            Path(draft).write_text(json.dumps(dict(
+                device=properties.name, memory_gb=properties.total_memory / 1e9,
+                date=time.strftime('%Y-%m-%d'), versions=versions,
+                figures=dict(sorted(measured.items()))), indent=1) + '\n')
 
 
 @pytest.fixture

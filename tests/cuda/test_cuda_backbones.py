@@ -12,13 +12,13 @@ pytestmark = [pytest.mark.cuda, pytest.mark.part1]
 every_backbone = pytest.mark.parametrize('cls, cfg', SMALLEST)
 SIZES = [(2, 224, 224), (1, 800, 1344)]
 HALF = dict(fp16=torch.float16, bf16=torch.bfloat16)
-# Gigabytes of forward and backward of one image of 800 x 1344 without weights, counted
-# on fake tensors: fp32, fp16, fp16 with checkpointing
+# Gigabytes of forward and backward of one image of 800 x 1344 without weights, measured
+# on an H200: fp32, fp16, fp16 with checkpointing
 PEAK_GB = {
-    'soft_tiny': (1.40, 1.08, 0.46), 'soft_tiny_norm': (1.41, 1.09, 0.46),
-    'swiftformer_xs': (1.15, 0.72, 0.36), 'lowformer_b0': (0.61, 0.42, 0.13),
-    'lowformer_e1': (0.54, 0.31, 0.16), 'reduceformer_b1': (1.41, 0.78, 0.25),
-    'ecoformer_pvt_b0': (1.28, 0.90, 0.29), 'ecoformer_twins_s': (2.66, 2.05, 0.52)}
+    'soft_tiny': (0.89, 0.66, 0.41), 'soft_tiny_norm': (0.89, 0.66, 0.41),
+    'swiftformer_xs': (0.93, 0.51, 0.28), 'lowformer_b0': (0.55, 0.31, 0.13),
+    'lowformer_e1': (0.58, 0.33, 0.17), 'reduceformer_b1': (1.44, 0.78, 0.30),
+    'ecoformer_pvt_b0': (0.93, 0.56, 0.35), 'ecoformer_twins_s': (2.14, 1.36, 0.45)}
 
 
 def is_hashed(cls, cfg):
@@ -75,17 +75,20 @@ def test_backbone_matches_cpu(cls, cfg, batch, height, width, device, monkeypatc
                               figures, request):
     x = image(batch, height, width)
     results, codes = [], []
-    for place in ('cpu', device):
-        model = make(cls, cfg, place)
+    for place, dtype in (('cpu', torch.float32), (device, torch.float32),
+                         (device, torch.float64)):
+        model = make(cls, cfg, place).to(dtype)
         with recorded_codes(monkeypatch) as recorded:
-            results.append(step(model, x.to(place)))
+            results.append(step(model, x.to(place, dtype))[:2])
         codes.append([code.detach().cpu() for code in recorded])
-    (outs, grads, _), (cuda_outs, cuda_grads, _) = results
+    (outs, grads), (cuda_outs, cuda_grads), (_, exact_grads) = results
     error = max(rms_error(b, a) for a, b in zip(outs, cuda_outs))
-    grad_error = total_error(cuda_grads, grads)
-    figures[request.node.name] = dict(output=error, gradient=grad_error)
+    cpu_grad_error, grad_error = (
+        total_error(each, exact_grads) for each in (grads, cuda_grads))
+    figures[request.node.name] = dict(
+        output=error, gradient=grad_error, gradient_on_cpu=cpu_grad_error)
     if is_hashed(cls, cfg):  # rounding flips bits, which changes single values
-        equal = min(float((a == b).double().mean()) for a, b in zip(*codes))
+        equal = min(float((a == b).double().mean()) for a, b in zip(*codes[:2]))
         figures[request.node.name]['equal_codes'] = equal
         assert equal >= 0.98
         assert error < 0.05
@@ -93,22 +96,24 @@ def test_backbone_matches_cpu(cls, cfg, batch, height, width, device, monkeypatc
     for a, b in zip(outs, cuda_outs):
         torch.testing.assert_close(b.cpu(), a, rtol=1e-3,
                                    atol=1e-3 * float(a.abs().max()))
-    assert grad_error < 1e-3
+    assert grad_error < max(1e-3, 1.5 * cpu_grad_error)
 
 
 @every_backbone
 @pytest.mark.parametrize('dtype', HALF)
 def test_backbone_amp(cls, cfg, dtype, device, figures, request):
-    x = image(2, 224, 224).to(device)
-    outs, *_ = step(make(cls, cfg, device), x)
-    half, grads, _ = step(make(cls, cfg, device), x, HALF[dtype], 2**10)
-    error = max(rms_error(b, a) for a, b in zip(outs, half))
-    figures[request.node.name] = error
-    assert all(out.isfinite().all() for out in half)
-    assert all(grad.isfinite().all() for grad in grads.values())
-    # bfloat16 has 8 bits, and a flipped hash bit is no rounding error
-    assert error < 2e-2 * (4 if dtype == 'bf16' else 1) * (4 if is_hashed(cls, cfg)
-                                                            else 1)
+    """Errors are those of the number format: a CPU has them, too."""
+    x, found = image(2, 224, 224), []
+    for place in (device, 'cpu'):
+        outs, *_ = step(make(cls, cfg, place), x.to(place))
+        half, grads, _ = step(make(cls, cfg, place), x.to(place), HALF[dtype], 2**10)
+        assert all(out.isfinite().all() for out in half)
+        assert all(grad.isfinite().all() for grad in grads.values())
+        found.append(max(rms_error(b, a) for a, b in zip(outs, half)))
+    error, cpu_error = found
+    figures[request.node.name] = dict(output=error, output_on_cpu=cpu_error)
+    # A flipped hash bit is no rounding error
+    assert error < max(2e-2, 1.5 * cpu_error) * (4 if is_hashed(cls, cfg) else 1)
 
 
 @every_backbone
@@ -212,4 +217,4 @@ def test_peak_memory(name, device, figures, request):
         step(model, x, dtype)
         gigabytes = (torch.cuda.max_memory_allocated() - before) / 1e9
         figures[f'{request.node.name} {mode}'] = gigabytes
-        assert gigabytes < 1.3 * expected + 0.1, mode  # and gradients of the weights
+        assert gigabytes < 1.1 * expected, mode

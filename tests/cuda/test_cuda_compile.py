@@ -1,11 +1,15 @@
-"""Backbones compiled by inductor, one block per stage."""
+"""Backbones compiled by inductor, one block per stage, as a training compiles them."""
+import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_contract import SHALLOW, build, image
 from test_cuda_backbones import is_hashed, rms_error, step, total_error
 from torch._dynamo.testing import CompileCounterWithBackend
+
+from mm_efficient.engine import CompileBackboneHook
 
 HALVES = [pytest.param(*param.values, id=param.id,
                        marks=pytest.mark.part3 if i % 2 else pytest.mark.part4)
@@ -20,19 +24,24 @@ def make(cls, cfg, device, **options):
                  **options).train().to(device)
 
 
+def compiled_by_hook(model):
+    """Compile a model as training does; returns the counter of graphs."""
+    counter = CompileCounterWithBackend('inductor')
+    runner = SimpleNamespace(logger=logging.getLogger(__name__))
+    CompileBackboneHook(backend=counter).change(runner, model)
+    return counter
+
+
 def compare(model, compiled, x, limit, dtype=None):
     """One training step of each; statistics and gradients have to be equal."""
     outs, grads, state = step(model, x, dtype)
     other_outs, other_grads, other_state = step(compiled, x, dtype)
     errors = [rms_error(b, a) for a, b in zip(outs, other_outs)]
-    strip = '_orig_mod.'
-    grad_error = total_error({key.removeprefix(strip): grad
-                              for key, grad in other_grads.items()}, grads)
+    grad_error = total_error(other_grads, grads)
     assert max(errors) < limit and grad_error < 10 * limit
     for key, value in other_state.items():
         if key.endswith(('running_mean', 'running_var')):
-            torch.testing.assert_close(value, state[key.removeprefix(strip)],
-                                       rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(value, state[key], rtol=1e-2, atol=1e-3)
     return max(errors), grad_error
 
 
@@ -40,9 +49,8 @@ def compare(model, compiled, x, limit, dtype=None):
 def test_compile_inductor(cls, cfg, device, figures, request):
     torch.compiler.reset()
     model = make(cls, cfg, device)
-    counter = CompileCounterWithBackend('inductor')
-    compiled = torch.compile(make(cls, cfg, device), backend=counter, fullgraph=True,
-                             dynamic=True)
+    compiled = make(cls, cfg, device)
+    counter = compiled_by_hook(compiled)
     begin, limit = time.perf_counter(), 0.1 if is_hashed(cls, cfg) else 1e-3
     errors = [compare(model, compiled, image(*size).to(device), limit)
               for size in SIZES]
@@ -56,8 +64,8 @@ def test_compile_inductor(cls, cfg, device, figures, request):
 def test_compile_with_cp(cls, cfg, device):
     """Under AMP, against eager with checkpointing."""
     torch.compiler.reset()
-    model = make(cls, cfg, device, with_cp=True)
-    compiled = torch.compile(make(cls, cfg, device, with_cp=True), fullgraph=True)
+    model, compiled = (make(cls, cfg, device, with_cp=True) for _ in range(2))
+    compiled_by_hook(compiled)
     compare(model, compiled, image(*SIZES[0]).to(device),
             0.2 if is_hashed(cls, cfg) else 2e-2, torch.float16)
     counts = [[value.item() for key, value in each.state_dict().items()

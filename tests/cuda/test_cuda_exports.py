@@ -6,7 +6,7 @@ from small_models import small_images, small_model
 from mm_efficient.deploy.exporting import export
 from mm_efficient.deploy.verification import measure_parity, predict
 
-pytestmark = [pytest.mark.cuda, pytest.mark.part2]
+pytestmark = [pytest.mark.cuda, pytest.mark.part1]
 
 NAMES = ['cls/soft_tiny_300e', 'cls/ecoformer_pvt_b0_30e',
          'det/lowformer_b0_retinanet_1x', 'seg/swiftformer_xs_fpn_40k',

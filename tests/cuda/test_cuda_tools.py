@@ -71,13 +71,16 @@ def losses(runner):
     return runner.message_hub.get_scalar('train/loss').data[0].tolist()
 
 
-@pytest.mark.parametrize('config, epochs', [
-    ('soft_tiny_300e.py', 6), ('ecoformer_pvt_b0_30e.py', 6),
-    ('swiftformer_xs_300e.py', 6),  # with adaptive gradient clipping
-    ('lowformer_b0_maskrcnn_1x.py', 5),
-    ('soft_tiny_retinanet_1x.py', 5), ('reduceformer_b1_upernet_160k.py', 4)])
-def test_train_amp_mini(config, epochs, small, figures, request):
-    options = {'log_level': 'WARNING', 'train_cfg.max_epochs': epochs}
+@pytest.mark.parametrize('config, length', [
+    ('soft_tiny_300e.py', dict(max_epochs=6)),
+    ('ecoformer_pvt_b0_30e.py', dict(max_epochs=6)),
+    # with adaptive gradient clipping
+    ('swiftformer_xs_300e.py', dict(max_epochs=6)),
+    ('lowformer_b0_maskrcnn_1x.py', dict(max_epochs=5)),
+    ('soft_tiny_retinanet_1x.py', dict(max_epochs=5)),
+    ('reduceformer_b1_upernet_160k.py', dict(max_iters=40))])
+def test_train_amp_mini(config, length, small, figures, request):
+    options = {'log_level': 'WARNING', 'train_cfg': length}
     begin = time.perf_counter()
     runner = runs.train(config, work_dir='work', pretrained='none', amp=True, mini=True,
                         cfg_options=options)
@@ -104,17 +107,18 @@ def test_compiled_training_cuda(small, figures):
     assert runner.model.backbone._compiled_call_impl is not None
 
 
-@pytest.mark.parametrize('config', [
-    'soft_tiny_maskrcnn_1x.py',
-    pytest.param('lowformer_b0_upernet_160k.py', marks=pytest.mark.xfail(
+@pytest.mark.parametrize('config, length', [
+    ('soft_tiny_maskrcnn_1x.py', dict(max_epochs=1)),
+    pytest.param('lowformer_b0_upernet_160k.py', dict(max_iters=10),
+                 marks=pytest.mark.xfail(
         raises=RuntimeError, strict=False,
         reason='the loss and the pooling of UperNet may have no deterministic form'))])
-def test_deterministic_training_repeats(config, small):
+def test_deterministic_training_repeats(config, length, small):
     curves = []
     for i in range(2):
         runner = runs.train(
             config, work_dir=f'work{i}', pretrained='none', mini=True, cfg_options={
-                'log_level': 'WARNING', 'train_cfg.max_epochs': 1,
+                'log_level': 'WARNING', 'train_cfg': length,
                 'experiment_name': f'{i}', 'randomness.seed': 0,
                 'randomness.deterministic': True})
         curves.append(losses(runner))
