@@ -46,6 +46,19 @@ def one_line(text: object) -> str:
     return ' '.join(str(text).split())
 
 
+def short(value: object) -> str:
+    """Write a value as in Python, cut to the length of a line.
+
+    Args:
+        value (object): Such as a setting of a config.
+
+    Returns:
+        str: At most 60 characters.
+    """
+    text = one_line(repr(value))
+    return text if len(text) < 60 else f'{text[:56]} ...'
+
+
 def did_you_mean(name: str, known: Iterable[object]) -> str:
     """Suggest the nearest of the known names.
 

@@ -112,6 +112,8 @@ def check_output(path: str | Path, suffixes: Sequence[str],
     """
     if not str(path) or '\0' in str(path):
         raise InputError(f'{str(path)!r} is not a path.')
+    if str(path).endswith('/'):
+        raise InputError(f'{path} names a folder; expected a file.')
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise InputError(f'{path}: the name of an output file has to end with '

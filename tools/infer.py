@@ -18,12 +18,13 @@ examples:
 """
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
 from rich.progress import track
 
-from mm_efficient.errors import InputError, error_line
+from mm_efficient.errors import ExecutionError, InputError, error_line
 from mm_efficient.files import check_output, find_images, whole_file
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.inference import build_inferencer, predict
@@ -81,9 +82,15 @@ def main(argv: list[str] | None = None) -> None:
                           num_classes=args.num_classes)
         inferencer = build_inferencer(cfg, args.checkpoint, args.device)
         classes = list(inferencer.model.dataset_meta['classes'])
-        found = {file.name: predict(inferencer, cfg.default_scope, file, args.out_dir,
-                                    args.score_thr)
-                 for file in track(files, 'predicting', transient=True)}
+        found, failed = {}, []
+        for file in track(files, 'predicting', transient=True):
+            try:
+                found[file.name] = predict(inferencer, cfg.default_scope, file,
+                                           args.out_dir, args.score_thr)
+            except (InputError, ExecutionError) as error:
+                if len(failed) + 1 == len(files):
+                    raise
+                failed.append(str(error))
         with whole_file(args.out_dir / 'predictions.json') as draft:
             draft.write_text(json.dumps(dict(classes=classes, images=found)))
     for name, result in list(found.items())[:MAX_LINES]:
@@ -91,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     if len(found) > MAX_LINES:
         print(f'and {len(found) - MAX_LINES} more')
     print(f'written: {args.out_dir} (predictions.json, vis/)')
+    if failed:
+        sys.exit(f'error: {len(failed)} of {len(files)} images are left out: {failed[0]}')
 
 
 if __name__ == '__main__':

@@ -177,7 +177,7 @@ class WholeCheckpointHook(CheckpointHook):
 
 def _unwritable(path: str, error: OSError, previous: str | None) -> ExecutionError:
     kept = f'{previous} is complete; resume from it' if previous else \
-        'there is no earlier one of this run'
+        'there is no earlier one of this run; start again'
     return ExecutionError(
         f'{path} cannot be written: {error.strerror or error}. Nothing of it is left, '
         f'and {kept} once there is space and permission.')

@@ -10,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from ..files import whole_file
 from .prediction_images import draw_prediction
@@ -67,7 +68,8 @@ class MiniReportHook(Hook):
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                        outputs: Sequence[Any] = ()) -> None:
         """Draw evenly spaced predictions of the last validation."""
-        if runner.iter < runner.max_iters or not is_main_process():
+        if runner.iter < runner.max_iters or not is_main_process() or \
+                type(runner.visualizer) is Visualizer:  # which draws no predictions
             return
         every = max(1, len(runner.val_loop.dataloader.dataset) // self.num_images)
         for sample in outputs:

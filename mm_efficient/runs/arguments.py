@@ -5,8 +5,9 @@ MMEngine finds these faults too, but after it has filled the work dir.
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from mmengine.config import Config
@@ -16,6 +17,7 @@ from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
     HOOKS,
+    LOG_PROCESSORS,
     LOOPS,
     METRICS,
     OPTIM_WRAPPER_CONSTRUCTORS,
@@ -29,13 +31,19 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
-from ..errors import InputError, did_you_mean, one_line
-from .traversal import as_list, leaf_datasets, split_metrics, type_name
+from ..errors import InputError, did_you_mean, one_line, short
+from .traversal import PLAIN, as_list, leaf_datasets, split_metrics, type_name
 
 Part = tuple[str, Any, Registry]
 # Keys that are read before a class gets the others
 READ_BEFORE = {'type', '_scope_', 'priority', 'convert_to_iter_based', 'constructor',
                'paramwise_cfg', 'optimizer'}
+
+# What entries of a data set may be, and how messages call it
+DATASET_KINDS: dict[str, tuple[Any, str]] = dict(
+    data_root=(str, 'a path'), ann_file=((str, list, tuple), 'a path'),
+    data_prefix=((str, dict, list, tuple), 'a path or a dict of paths'),
+    metainfo=(dict, 'a dict'), pipeline=((list, tuple), 'a list of dicts'))
 
 
 def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
@@ -56,7 +64,7 @@ def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
         for key, settings, registry in _parts(cfg, splits):
             _check_part(key, settings, registry)
         if 'train' in splits:
-            _check_optimizer(cfg.optim_wrapper)
+            _check_optimizer(cfg.optim_wrapper, cfg.get('param_scheduler'))
 
 
 def _parts(cfg: Config, splits: Iterable[str]) -> Iterator[Part]:
@@ -66,6 +74,8 @@ def _parts(cfg: Config, splits: Iterable[str]) -> Iterator[Part]:
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
         yield f'custom_hooks.{i}', hook, HOOKS
     yield 'visualizer', cfg.get('visualizer'), VISUALIZERS
+    yield ('log_processor', {'type': 'LogProcessor', **(cfg.get('log_processor') or {})},
+           LOG_PROCESSORS)
     for split in splits:
         yield from _parts_of_split(cfg, split)
     if 'train' in splits:
@@ -80,11 +90,22 @@ def _parts_of_split(cfg: Config, split: str) -> Iterator[Part]:
         yield f'{key}.dataset', dataset, DATASETS
         for i, step in enumerate(as_list(dataset.get('pipeline'))):
             yield f'{key}.dataset.pipeline.{i}', step, TRANSFORMS
-    settings = cfg.get(f'{split}_cfg')
-    if isinstance(settings, dict) and 'type' in settings:
-        yield f'{split}_cfg', settings, LOOPS
+    yield f'{split}_cfg', _loop(cfg.get(f'{split}_cfg'), split), LOOPS
     for metric in split_metrics(cfg, split):
         yield f'{split}_evaluator', metric, METRICS
+
+
+def _loop(settings: Any, split: str) -> Any:
+    """A loop with the type that MMEngine's runner gives it."""
+    if not isinstance(settings, dict) or 'type' in settings:
+        return settings
+    if split != 'train':
+        return {'type': f'{split.title()}Loop', **settings}
+    settings = dict(settings)
+    by_epoch = settings.pop('by_epoch', None)
+    if by_epoch is None:  # the runner says what is missing
+        return settings
+    return {'type': f'{"Epoch" if by_epoch else "Iter"}BasedTrainLoop', **settings}
 
 
 def _parts_of_optimization(cfg: Config) -> Iterator[Part]:
@@ -103,14 +124,15 @@ def _parts_of_optimization(cfg: Config) -> Iterator[Part]:
 
 
 def _check_part(key: str, settings: Any, registry: Registry) -> None:
-    if isinstance(settings, str):
-        raise InputError(f'{key} is {settings!r}; expected a dict, such as '
-                         f'dict(type={settings!r}).')
+    if isinstance(settings, PLAIN):
+        name = settings if isinstance(settings, str) else 'NAME'
+        raise InputError(f'{key} is {short(settings)}; expected a dict, such as '
+                         f'dict(type={name!r}).')
     if not isinstance(settings, dict) or 'type' not in settings:
         return
     kind = settings['type']
     if not isinstance(kind, str) and not callable(kind):
-        raise InputError(f'{key}.type is {_short(kind)}; expected the name of a class.')
+        raise InputError(f'{key}.type is {short(kind)}; expected the name of a class.')
     if isinstance(kind, str):
         with registry.switch_scope_and_registry(settings.get('_scope_')) as found:
             try:
@@ -124,39 +146,68 @@ def _check_part(key: str, settings: Any, registry: Registry) -> None:
                     f'{key}.type is {settings["type"]!r}, which is not registered in '
                     f'{found.scope}{did_you_mean(settings["type"], names)}. Name the '
                     'module that registers it in custom_imports.')
-    known = _known_arguments(kind)
+    known, all_known = _known_arguments(kind)
     unknown = [name for name in settings if name not in {*known, *READ_BEFORE}]
-    if known and unknown:
+    if all_known and unknown:
         name = getattr(kind, '__name__', kind)
         raise InputError(f'{key}: {name} has no argument {unknown[0]!r}'
                          f'{did_you_mean(unknown[0], known)}.')
     for name, value in settings.items():
-        if isinstance(value, str) and known.get(name) in (int, float):
-            raise InputError(f'{key}.{name} is {value!r}; expected a number.')
+        if name in known and name not in READ_BEFORE:
+            _check_value(f'{key}.{name}', value, known[name])
 
 
-def _known_arguments(kind: Any) -> dict[str, Any]:
-    """Arguments of a class or function with their types; none if it takes any."""
+def _check_value(key: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Check a value of an argument that takes only numbers, or only text."""
+    kind = parameter.annotation
+    if kind is parameter.empty:
+        kind = type(parameter.default)
+    kinds = [leaf for leaf in _leaves(kind) if leaf not in (type(None), ...)]
+    for each in as_list(value) if kinds else ():
+        if all(kind in (int, float) for kind in kinds) and isinstance(
+                each, (str, dict)):
+            raise InputError(f'{key} is {short(value)}; expected a number.')
+        if all(kind is str for kind in kinds) and isinstance(each, (int, float)):
+            raise InputError(f'{key} is {short(value)}; expected text.')
+
+
+def _leaves(kind: Any) -> Iterator[Any]:
+    """Types in a type hint: int and None of ``Sequence[int] | None``."""
+    arguments = get_args(kind)
+    if not arguments:
+        yield kind
+    for each in arguments:
+        yield from _leaves(each)
+
+
+def _known_arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Arguments of a class or function, and whether it takes no others."""
     sources = [kind]
-    if isinstance(kind, type) and issubclass(kind, CheckpointHook):
-        sources.append(Runner.save_checkpoint)  # which gets the others
-    elif isinstance(kind, type) and issubclass(kind, _ParamScheduler):
+    if isinstance(kind, type):
         sources = [vars(base)['__init__'] for base in kind.__mro__[:-1]
                    if '__init__' in vars(base)]
-    try:
-        parameters = [each for source in sources
-                      for each in inspect.signature(source).parameters.values()]
-    except (TypeError, ValueError):
-        return {}
-    if len(sources) == 1 and any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return {}
-    return {p.name: p.annotation for p in parameters}
+        if issubclass(kind, CheckpointHook):
+            sources.append(Runner.save_checkpoint)  # which gets the others
+    known: dict[str, inspect.Parameter] = {}
+    takes_others = []
+    for source in sources:
+        try:
+            parameters = inspect.signature(source).parameters
+        except (TypeError, ValueError):
+            return {}, False
+        known = {**parameters, **known}
+        takes_others.append(any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
+        if not takes_others[-1]:
+            break
+    passes_on = isinstance(kind, type) and issubclass(
+        kind, (CheckpointHook, _ParamScheduler))
+    return known, bool(known) and (passes_on or not takes_others[0])
 
 
 def _check_loader(cfg: Config, split: str) -> None:
     loader = cfg[f'{split}_dataloader']
     if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
-        raise InputError(f'{split}_dataloader is {_short(loader)}; expected a dict '
+        raise InputError(f'{split}_dataloader is {short(loader)}; expected a dict '
                          'with dataset, sampler and batch_size.')
     for key, least in (('batch_size', 1), ('num_workers', 0)):
         value = loader.get(key, least)
@@ -164,28 +215,23 @@ def _check_loader(cfg: Config, split: str) -> None:
             raise InputError(f'{split}_dataloader.{key} is {value!r}; expected an '
                              f'integer of at least {least}.')
     for dataset in leaf_datasets(loader['dataset']):
-        for key in ('data_root', 'ann_file'):
+        for key, (kinds, expected) in DATASET_KINDS.items():
             value = dataset.get(key)
-            if isinstance(value, (int, float)):
-                raise InputError(f'{split}_dataloader.dataset.{key} is {value!r}; '
-                                 'expected a path.')
+            if isinstance(value, (*PLAIN, dict)) and not isinstance(value, kinds):
+                raise InputError(f'{split}_dataloader.dataset.{key} is {short(value)}; '
+                                 f'expected {expected}.')
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f'{text[:56]} ...'
-
-
-def _check_optimizer(wrapper: Any) -> None:
-    """Build the optimizer for a single parameter."""
+def _check_optimizer(wrapper: Any, schedulers: Any = None) -> None:
+    """Build the optimizer for a single parameter, and try its schedules."""
     if not isinstance(wrapper, dict):
-        raise InputError(f'optim_wrapper is {_short(wrapper)}; expected a dict with '
+        raise InputError(f'optim_wrapper is {short(wrapper)}; expected a dict with '
                          'optimizer.')
     settings = wrapper.get('optimizer')
     if not isinstance(settings, dict):
         if 'constructor' in wrapper:
             return  # it may have a form of its own
-        raise InputError(f'optim_wrapper.optimizer is {_short(settings)}; expected a '
+        raise InputError(f'optim_wrapper.optimizer is {short(settings)}; expected a '
                          "dict such as dict(type='AdamW', lr=1e-3).")
     rate = settings.get('lr')
     if isinstance(rate, float) and not math.isfinite(rate):
@@ -200,23 +246,52 @@ def _check_optimizer(wrapper: Any) -> None:
         first = next(iter(inspect.signature(kind).parameters))
         optimizer = OPTIMIZERS.build(
             {**settings, first: [torch.nn.Parameter(torch.zeros(1, 1))]})
-    except (TypeError, ValueError) as error:
-        given = ', '.join(f'{key}={_short(value)}' for key, value in settings.items()
-                          if key != 'type')
+    except (IndexError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(f'optim_wrapper.optimizer, {kind.__name__} with {given}: '
-                         f'{reason}') from None
+        raise InputError(f'optim_wrapper.optimizer, {kind.__name__} with '
+                         f'{_given(settings)}: {reason}') from None
     except Exception:  # such as one that needs a GPU
         return
     if type_name(wrapper) in ('', 'OptimWrapper', 'AmpOptimWrapper'):
         _check_wrapper(wrapper, optimizer)
+    if not isinstance(schedulers, dict) or 'type' in schedulers:
+        for i, scheduler in enumerate(as_list(schedulers)):
+            _check_scheduler(f'param_scheduler.{i}', scheduler, optimizer)
+
+
+def _check_scheduler(key: str, settings: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Take the first steps of a schedule."""
+    if not isinstance(settings, dict):
+        return
+    settings = {name: value for name, value in settings.items()
+                if name != 'convert_to_iter_based'}  # needs the data
+    optimizer = copy.deepcopy(optimizer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the optimizer has taken no step
+            scheduler = PARAM_SCHEDULERS.build(
+                settings, default_args=dict(optimizer=optimizer))
+            for _ in range(2):
+                scheduler.step()
+    except ArithmeticError as error:
+        raise InputError(f'{key} with {_given(settings)}: {error}') from None
+    except Exception:  # the runner builds it with more arguments
+        return
+    rate = optimizer.param_groups[0].get('lr', 0.)
+    if not math.isfinite(rate):
+        raise InputError(f'{key} with {_given(settings)} gives a learning rate of '
+                         f'{rate}.')
+
+
+def _given(settings: dict) -> str:
+    return ', '.join(f'{key}={short(value)}' for key, value in settings.items()
+                     if key != 'type')
 
 
 def _check_wrapper(wrapper: dict, optimizer: torch.optim.Optimizer) -> None:
     """Build the optimizer wrapper of a single parameter, and clip its gradient."""
     given = {key: copy.deepcopy(wrapper[key])
              for key in ('accumulative_counts', 'clip_grad') if key in wrapper}
-    text = ', '.join(f'{key}={_short(value)}' for key, value in given.items())
     try:
         trial = OptimWrapper(optimizer, **given)
         if trial.clip_grad_kwargs:
@@ -224,4 +299,5 @@ def _check_wrapper(wrapper: dict, optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = torch.zeros(1)
             trial.clip_func([parameter], **trial.clip_grad_kwargs)
     except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(f'optim_wrapper with {text}: {one_line(error)}') from None
+        raise InputError(
+            f'optim_wrapper with {_given(given)}: {one_line(error)}') from None

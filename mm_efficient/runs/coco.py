@@ -83,6 +83,8 @@ def class_names(cfg: Config, dataset: dict) -> Sequence[str] | None:
         InputError: If the config gives a single name in place of a list.
     """
     names = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
+    if isinstance(names, (bool, int, float)):
+        raise InputError(f'metainfo.classes is {names}; expected a list of names.')
     if isinstance(names, str) and not osp.isfile(names):
         raise InputError(f"metainfo.classes is the text {names!r}, of which every "
                          f"letter would be a class. Write a list: ['{names}'].")

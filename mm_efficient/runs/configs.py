@@ -7,21 +7,31 @@ import traceback
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, short
 from ..files import config_files, join_root
 from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
 from .overrides import check_options
-from .traversal import SPLITS, as_list, split_datasets, split_metrics
+from .traversal import PLAIN, SPLITS, as_list, split_datasets, split_metrics
 
-EXPECTED = dict(default_scope='name', custom_hooks='list of dicts')
+NONE, MAPPING = type(None), (dict, type(None))
+# What a part of a config may be besides an object, and how messages call it
+KINDS: dict[str, tuple[Any, str]] = {
+    'model': (dict, 'dict'), 'default_scope': (str, 'name'),
+    'custom_hooks': ((list, tuple, NONE), 'list of dicts'),
+    'tta_pipeline': ((list, tuple, NONE), 'list of dicts'),
+    'load_from': ((str, NONE), 'path'), 'work_dir': ((str, NONE), 'path'),
+    'compile': ((bool, *MAPPING), 'dict or a bool'),
+    **{key: (MAPPING, 'dict') for key in (
+        'default_hooks', 'visualizer', 'log_processor', 'env_cfg', 'randomness',
+        'auto_scale_lr', 'tta_model', 'train_cfg', 'val_cfg', 'test_cfg',
+        *(f'{split}_dataloader' for split in SPLITS))}}
 # Task packages and the extra of this package that installs them
 EXTRAS = dict(mmpretrain=None, mmdet='det', mmseg='seg')
 # Packages whose configs may be bases of others
@@ -90,14 +100,14 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
             known = isinstance(error, KeyError) and error.args
             reason = one_line(error.args[0] if known else error)
             raise InputError(f'--cfg-options {key}={value}: {reason}') from None
-    kinds: list[tuple[str, Any]] = [
-        ('model', dict), ('default_scope', str), ('default_hooks', (dict, NoneType)),
-        ('custom_hooks', (list, tuple, NoneType))]
-    kinds += [(f'{split}_dataloader', (dict, NoneType)) for split in SPLITS]
-    for key, kind in kinds:
-        if not isinstance(cfg.get(key), kind):
-            raise InputError(f'{key} is {cfg.get(key)!r:.60}; expected a '
-                             f'{EXPECTED.get(key, "dict")}.')
+    _check_kinds(cfg)
+
+
+def _check_kinds(cfg: Config) -> None:
+    for key, (kinds, expected) in KINDS.items():
+        value = cfg.get(key)
+        if isinstance(value, (*PLAIN, dict, NONE)) and not isinstance(value, kinds):
+            raise InputError(f'{key} is {short(value)}; expected a {expected}.')
 
 
 def _set_classes(cfg: Config, num_classes: int | None,
@@ -187,9 +197,9 @@ def _check_complete(cfg: Config) -> None:
         raise InputError(f'{name} sets no model. Name a complete config, such as those '
                          'in configs/{cls,det,seg}/. A config without it is usually a '
                          'base of others.')
-    if cfg.get('default_scope') is None:
+    if cfg.get('default_scope') is None and isinstance(cfg.model, dict):
         cfg.default_scope = _scope_of(cfg.model)
-    scope = cfg.default_scope
+    scope = cfg.get('default_scope')
     if scope is None:
         raise InputError(
             f'{name} sets no default_scope; expected one of {list(EXTRAS)} '
@@ -199,6 +209,7 @@ def _check_complete(cfg: Config) -> None:
         extra = EXTRAS.get(scope)
         hint = f": pip install 'mm-efficient[{extra}]'" if extra else ''
         raise InputError(f'{name} needs {scope}, which is not installed{hint}')
+    _check_kinds(cfg)
 
 
 def _scope_of(model: dict) -> str | None:

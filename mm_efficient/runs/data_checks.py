@@ -6,10 +6,11 @@ next step.
 import inspect
 import os.path as osp
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import InputError
+from ..errors import InputError, short
 from ..files import is_local, join_root
 from .classes import FOLDER_DATASETS, head_classes
 from .coco import check_coco_file, coco_files, dataset_class, needs_annotations
@@ -22,6 +23,13 @@ DATA_HELP = dict(
     ' from https://cocodataset.org/#download',
     mmseg='ADE20K (ADEChallengeData2016.zip) from '
     'http://sceneparsing.csail.mit.edu')
+
+# Arguments that metrics, of one class or all, would refuse after the evaluation
+CHOICES = (('iou_metrics', 'IoUMetric', ('mIoU', 'mDice', 'mFscore')),
+           ('metric_items', 'CocoMetric', (
+               'mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100', 'AR@300',
+               'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')),
+           ('collect_device', '', ('cpu', 'gpu', 'npu')))
 
 
 def check_data(cfg: Config, split: str) -> None:
@@ -97,19 +105,34 @@ def _check_label_list(cfg: Config, dataset: dict, split: str) -> None:
 
 def _check_metrics(cfg: Config, split: str) -> None:
     for metric in split_metrics(cfg, split):
-        largest = max(as_list(metric.get('topk')), default=1)
-        count = head_classes(cfg.model)
-        if type_name(metric) == 'Accuracy' and count and largest > count:
-            raise InputError(
-                f'{split}_evaluator.topk asks for the first {largest} classes, but the '
-                f'model has {count}. Set a smaller one, or the number of classes with '
-                '--num-classes N, which corrects it.')
+        if not isinstance(metric, dict):
+            continue
+        if type_name(metric) == 'Accuracy':
+            _check_topk(metric.get('topk', 1), split, head_classes(cfg.model))
+        for key, kind, choices in CHOICES:
+            wrong = [value for value in as_list(metric.get(key))
+                     if kind in ('', type_name(metric)) and value not in choices]
+            if wrong:
+                raise InputError(f'{split}_evaluator.{key} has {wrong[0]!r}; expected '
+                                 f'one of {list(choices)}.')
         for path in as_list(metric.get('ann_file') or None):
             if is_local(path) and not osp.exists(path):
                 raise InputError(
                     f'{path} does not exist; {split}_evaluator of the config reads it. '
                     'Pass --data-root FOLDER, which changes the paths of data sets '
                     f'and metrics, or set {split}_evaluator.ann_file.')
+
+
+def _check_topk(topk: Any, split: str, count: int | None) -> None:
+    wanted = as_list(topk)
+    if not wanted or not all(isinstance(k, int) and k > 0 for k in wanted):
+        raise InputError(f'{split}_evaluator.topk is {short(topk)}; expected a positive '
+                         'integer, or several.')
+    if count and max(wanted) > count:
+        raise InputError(
+            f'{split}_evaluator.topk asks for the first {max(wanted)} classes, but the '
+            f'model has {count}. Set a smaller one, or the number of classes with '
+            '--num-classes N, which corrects it.')
 
 
 def _missing_data(cfg: Config, split: str, path: str) -> str:

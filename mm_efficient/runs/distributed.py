@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmengine.dist import all_gather_object, init_dist, is_distributed
 from mmengine.utils.dl_utils import set_multi_processing
 
-from ..errors import ExecutionError, InputError, ReportedError
+from ..errors import ExecutionError, InputError, ReportedError, explain
 
 T = TypeVar('T')
 
@@ -25,6 +25,9 @@ ENVIRONMENT = dict(
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
     mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
          'MASTER_ADDR'))
+RANK_AND_SIZE = dict(
+    pytorch=('RANK', 'WORLD_SIZE'), slurm=('SLURM_PROCID', 'SLURM_NTASKS'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'))
 STARTED_BY = dict(
     pytorch='tools/dist_train.sh or dist_test.sh (torchrun)',
     slurm='tools/slurm_train.sh or slurm_test.sh (srun)', mpi='mpirun of Open MPI')
@@ -37,16 +40,26 @@ def check_environment(launcher: str) -> None:
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
-        InputError: If its variables are missing or no numbers.
+        InputError: If its variables are missing, no numbers or out of range.
     """
     names = ENVIRONMENT.get(launcher, ())
     missing = [name for name in names if not os.environ.get(name)]
     wrong = [f'{name}={os.environ[name]}' for name in names if name not in missing
              and name not in ('MASTER_ADDR', 'SLURM_NODELIST')
              and not os.environ[name].isdecimal()]
+    reason = ''
     if missing or wrong:
         reason = f'does not have {", ".join(missing)}' if missing else \
             f'has {", ".join(wrong)}, expected numbers'
+    elif launcher in RANK_AND_SIZE:
+        rank, size = RANK_AND_SIZE[launcher]
+        if int(os.environ[rank]) >= int(os.environ[size]):
+            reason = (f'has {rank}={os.environ[rank]}, expected less than '
+                      f'{size}={os.environ[size]}')
+        port = os.environ.get('MASTER_PORT', '0')
+        if not port.isdecimal() or int(port) > 65535:
+            reason = f'has MASTER_PORT={port}, expected 1 to 65535'
+    if reason:
         raise InputError(
             f'--launcher {launcher}: the environment {reason}. Start the processes '
             f'with {STARTED_BY[launcher]}, or leave --launcher out for a single one.')
@@ -64,6 +77,9 @@ def join_processes(cfg: Config, launcher: str) -> None:
         cfg (Config): Config of the run. ``launcher`` is set, and on the CPU
             ``model_wrapper_cfg`` unless the config has one.
         launcher (str): 'none' (a single process), 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        ExecutionError: If they cannot be connected.
     """
     cfg.launcher = launcher
     if launcher == 'none' or is_distributed():
@@ -74,11 +90,14 @@ def join_processes(cfg: Config, launcher: str) -> None:
     dist_cfg = dict(env_cfg.get('dist_cfg') or {})
     # In the runner's order: init_dist would settle on a start method.
     set_multi_processing(**(env_cfg.get('mp_cfg') or {}), distributed=True)
+    joining = explain('the processes cannot be connected', 'Check MASTER_ADDR, '
+                      'MASTER_PORT (PORT of tools/dist_train.sh) and env_cfg.dist_cfg.')
     if get_device() != 'cpu':
-        init_dist(launcher, **dist_cfg)
+        with joining:
+            init_dist(launcher, **dist_cfg)
         return
     dist_cfg['backend'] = 'gloo'
-    with mock.patch.object(torch.cuda, 'set_device'):
+    with joining, mock.patch.object(torch.cuda, 'set_device'):
         init_dist(launcher, **dist_cfg)
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(

@@ -1,13 +1,19 @@
 """Failures of a run, told by the file, entry or option at fault."""
 import contextlib
+import random
 import re
 import shutil
-from collections.abc import Iterator
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from torch import nn
 
 from ..errors import (
     ExecutionError,
@@ -15,9 +21,12 @@ from ..errors import (
     ReportedError,
     StoppedError,
     one_line,
+    short,
 )
 from .coco_entries import check_coco_entries
+from ..files import PACKAGE
 from .image_checks import build_dataset, image_faults
+from .model_checks import PREPROCESSORS
 from .traversal import split_datasets
 from .work_dirs import LOCK
 
@@ -88,6 +97,35 @@ def name_files(dataset: Any) -> None:
         dataset.pipeline = NamedPipeline(pipeline, dataset)
 
 
+def check_first_sample(dataset: Any, model: nn.Module, split: str) -> None:
+    """Load one sample, which must be what the model takes.
+
+    Args:
+        dataset (Any): A data set, after :func:`name_files`. One that cannot be indexed
+            is left alone.
+        model (nn.Module): Of a run, perhaps wrapped for several processes.
+        split (str): 'train', 'val' or 'test', for the message.
+
+    Raises:
+        InputError: If it cannot be loaded, or has no image.
+    """
+    if not hasattr(dataset, '__getitem__') or not len(dataset):
+        return
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        sample = dataset[0]
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    preprocessor = getattr(getattr(model, 'module', model), 'data_preprocessor', None)
+    if type(preprocessor).__name__ in PREPROCESSORS and (
+            not isinstance(sample, dict) or 'inputs' not in sample):
+        name = type(preprocessor).__name__[:3]
+        raise InputError(
+            f'{split}_dataloader.dataset.pipeline gives no inputs for the model, but '
+            f'{short(list(sample) if isinstance(sample, dict) else sample)}. End it '
+            f"with dict(type='Pack{name.replace('Cls', '')}Inputs').")
+
+
 @contextlib.contextmanager
 def find_cause(cfg: Config, splits: tuple[str, ...]) -> Iterator[None]:
     """Context that looks through the data when a run fails.
@@ -136,30 +174,59 @@ def _check_all_maps(cfg: Config, split: str) -> None:
 
 
 @contextlib.contextmanager
-def no_empty_work_dir(work_dir: str | Path) -> Iterator[None]:
-    """Context in which a run is built; what has failed to start leaves no folder.
+def no_empty_work_dir(work_dir: str | Path, is_new: bool,
+                      started: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Context in which a run is built or run; one that never starts leaves no folder.
 
     Args:
-        work_dir (str | Path): Its folder. Unless something was in it before, it is
-            emptied on failure.
+        work_dir (str | Path): Its folder.
+        is_new (bool): Whether nothing was in it before, so that it is emptied on
+            failure. Checkpoints are never removed.
+        started (Callable): Tells whether the run has done something, which makes its
+            exceptions pass. Defaults to never.
 
     Raises:
-        ExecutionError: In place of other exceptions.
+        ExecutionError: In place of other exceptions, except those of modules that are
+            neither installed nor of this package.
     """
-    before = _entries(work_dir)
     try:
         yield
+    except StoppedError:
+        raise
     except Exception as error:
-        if not before and is_main_process():
-            for path in _entries(work_dir):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if isinstance(error, (InputError, ExecutionError)):
+        if started():
             raise
-        raise ExecutionError(f'The run cannot be started: {type(error).__name__}: '
-                             f'{one_line(error)}') from error
+        paths = entries(work_dir)
+        if is_new and is_main_process() and not any(
+                path.suffix == '.pth' for path in paths):
+            for path in paths:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with contextlib.suppress(OSError):  # locked, or never made
+                Path(work_dir).rmdir()
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, (InputError, ExecutionError)) or \
+                not all(map(_is_installed, frames[2:])):  # below this and the caller
+            raise
+        raise ExecutionError(
+            f'The run has failed: {type(error).__name__}: {one_line(error)} '
+            f'({frames[-1].filename}, line {frames[-1].lineno})') from error
 
 
-def _entries(folder: str | Path) -> list[Path]:
-    """What is in the folder of a run, but for the lock."""
-    return [path for path in Path(folder).iterdir() if path.name != LOCK] \
-        if Path(folder).is_dir() else []
+def _is_installed(frame: traceback.FrameSummary) -> bool:
+    """Whether code is part of a package, this one or Python."""
+    paths = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
+    return frame.filename.startswith(('<', str(PACKAGE), *paths)) or \
+        frame.filename.endswith('.pyx')
+
+
+def entries(work_dir: str | Path) -> list[Path]:
+    """List what is in the folder of a run, but for the lock.
+
+    Args:
+        work_dir (str | Path): The folder, which need not exist.
+
+    Returns:
+        list[Path]: Its files and folders.
+    """
+    return [path for path in Path(work_dir).iterdir() if path.name != LOCK] \
+        if Path(work_dir).is_dir() else []

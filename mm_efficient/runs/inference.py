@@ -13,11 +13,14 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, DefaultScope
 from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.registry import TRANSFORMS
+from PIL import Image
 
 from ..errors import explain
 from ..weights.checking import check_checkpoint
 from .model_checks import check_model, check_weights
 from .traversal import split_datasets
+
+DRAWN_SIDE = 480  # shorter side of classified images that are drawn, in pixels
 
 
 def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
@@ -147,7 +150,10 @@ def predict(inferencer: Any, task: str, image: Path, out_dir: Path,
             return found['predictions'][0]
         # The other two write files whose names may not be unique, or are numbers
         if task == 'mmpretrain':
-            found, = inferencer(source, show_dir=str(vis), resize=480)
+            short, long = sorted(Image.open(image).size)
+            # Enlarged for the text, but not to gigabytes if it is a strip
+            side = min(DRAWN_SIDE, 40 * DRAWN_SIDE * short // long or 1)
+            found, = inferencer(source, show_dir=str(vis), resize=side)
             (vis / image.stem).with_suffix('.png').replace(vis / png)
             return {**found, 'pred_scores': found['pred_scores'].tolist()}
         labels = inferencer(source, out_dir=str(out_dir), opacity=0.5)['predictions']

@@ -105,9 +105,9 @@ def is_ours(kind: Any) -> bool:
 
 def _check_image_channels(cfg: Config, backbone: Any) -> None:
     preprocessor = inner_model(cfg.model).get('data_preprocessor') \
-        or cfg.get('data_preprocessor') or {}
-    mean = preprocessor.get('mean') or ()
-    if (len(mean) == 3 and backbone.in_channels != 3
+        or cfg.get('data_preprocessor')
+    mean = preprocessor.get('mean') if isinstance(preprocessor, dict) else None
+    if (isinstance(mean, (list, tuple)) and len(mean) == 3 and backbone.in_channels != 3
             and type_name(preprocessor) in ('', *PREPROCESSORS)):
         raise InputError(
             f'model.backbone.in_channels is {backbone.in_channels}, but '
@@ -250,7 +250,7 @@ def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
         pass  # training starts from scratch, and warns
     except (InputError, OSError, ImportError) as error:
         raise InputError(
-            f'model.backbone.init_cfg: {error}. To start from other weights, or from '
+            f'model.backbone.init_cfg: {str(error).rstrip(".")}. To start from other weights, or from '
             'scratch: --pretrained FILE or --pretrained none, in a config '
             'model.backbone.init_cfg=None.') from None
 
@@ -306,7 +306,7 @@ def check_weights(cfg: Config, checkpoint: dict, path: str,
         InputError: If tensors are missing or have another shape.
     """
     init_default_scope(cfg.default_scope)
-    model = build_on_meta(cfg.model)
+    model = _build(cfg.model)
     while isinstance(model, BaseTTAModel):  # loads what is inside
         model = model.module
     expected = model.state_dict()

@@ -13,7 +13,7 @@ from ..weights.locating import locate
 from ..weights.reading import SCHEME
 from .devices import check_compiler
 from .model_checks import is_ours
-from .traversal import inner_model, split_datasets, type_name
+from .traversal import as_list, inner_model, split_datasets, type_name
 
 
 def set_work_dir(cfg: Config, work_dir: str | Path | None = None) -> None:
@@ -127,6 +127,22 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def check_auto_scale_lr(cfg: Config) -> None:
+    """Check what a learning rate is scaled by.
+
+    Args:
+        cfg (Config): Config of a training run.
+
+    Raises:
+        InputError: If the learning rate is to be scaled, and not by a positive number.
+    """
+    settings = cfg.get('auto_scale_lr') or {}
+    base = settings.get('base_batch_size')
+    if settings.get('enable') and not (isinstance(base, (int, float)) and base > 0):
+        raise InputError(f'auto_scale_lr.base_batch_size is {base!r}; expected the '
+                         'total batch size that the learning rate is for.')
+
+
 def speed_up_backbone(cfg: Config, compiled: bool, channels_last: bool) -> None:
     """Let the backbone be compiled, or run in the memory format channels last.
 
@@ -186,7 +202,8 @@ def make_resumable(cfg: Config) -> None:
         return
     loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
     for dataset in split_datasets(cfg, 'train'):
-        dataset['pipeline'].insert(0, dict(type='SeedSample'))
+        if 'pipeline' in dataset:
+            dataset['pipeline'] = [dict(type='SeedSample'), *as_list(dataset['pipeline'])]
     add_hook(cfg, dict(type='SeedIterationHook'))
 
 

@@ -20,14 +20,20 @@ from .distributed import (
     join_processes,
     once_per_machine,
 )
-from .failures import find_cause, name_files, no_empty_work_dir
+from .failures import (
+    check_first_sample,
+    entries,
+    find_cause,
+    name_files,
+    no_empty_work_dir,
+)
 from .model_checks import check_model, check_weights
 from .own_data import FoundClasses, check_splits, use_classes
 from .runner import build_runner
 from .settings import add_hook, set_work_dir, speed_up_backbone
 from .traversal import type_name
 from .tta import check_tta, use_tta
-from .work_dirs import check_work_dir
+from .work_dirs import check_folders
 
 
 def test(config: str | Path | Config,
@@ -93,13 +99,15 @@ def test(config: str | Path | Config,
         show=show,
         show_dir=show_dir, wait_time=wait_time, cfg_options=cfg_options,
         launcher=launcher, mini=mini)
-    with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir), \
+    is_new = not entries(cfg.work_dir)
+    with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir, is_new), \
             find_cause(cfg, ('test', )):
         runner = build_runner(cfg)
         name_files(runner.test_loop.dataloader.dataset)
+        check_first_sample(runner.test_loop.dataloader.dataset, runner.model, 'test')
     if out is not None:
         dump_predictions(runner, str(out))
-    with find_cause(cfg, ('test', )):
+    with no_empty_work_dir(cfg.work_dir, is_new), find_cause(cfg, ('test', )):
         return runner.test()
 
 
@@ -143,6 +151,8 @@ def prepare_testing(config: str | Path | Config,
             use_tta(cfg)
         speed_up_backbone(cfg, compile_backbone, channels_last)
         cfg.load_from = str(checkpoint)
+        if show_dir is not None or show:
+            require(cfg, 'visualizer')
         if show_dir is not None:
             add_hook(cfg, dict(type='SavePredictionImagesHook', out_dir=str(show_dir)))
         if show:
@@ -165,7 +175,7 @@ def _check_testing(cfg: Config, out: str | Path | None, mini: bool,
                    num_classes: int | None) -> FoundClasses:
     """Check data and weights; return the classes."""
     warn_of_unused_gpu()
-    check_work_dir(cfg.work_dir)
+    check_folders(cfg, ['test'])
     check_workers(cfg, ['test'])
     if out is not None:
         check_output(out, ('.pkl', '.pickle'))

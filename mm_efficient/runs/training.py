@@ -20,13 +20,20 @@ from .distributed import (
     join_processes,
     once_per_machine,
 )
-from .failures import find_cause, name_files, no_empty_work_dir
+from .failures import (
+    check_first_sample,
+    entries,
+    find_cause,
+    name_files,
+    no_empty_work_dir,
+)
 from .model_checks import check_model, check_teacher, check_weights
 from .overrides import check_length, check_save_best
 from .own_data import FoundClasses, check_splits, use_classes
 from .resuming import check_same_training, record_processes
 from .runner import build_optimizer, build_runner, check_num_batches
 from .settings import (
+    check_auto_scale_lr,
     make_resumable,
     set_pretrained,
     set_resume,
@@ -36,7 +43,7 @@ from .settings import (
     use_auto_scale_lr,
 )
 from .traversal import type_name
-from .work_dirs import check_work_dir, find_start, in_use, make_durable, take_resume
+from .work_dirs import check_folders, find_start, in_use, make_durable, take_resume
 
 SPLITS = ('train', 'val')  # read during training
 
@@ -115,18 +122,21 @@ def train(config: str | Path | Config,
         channels_last=channels_last, cfg_options=cfg_options, launcher=launcher,
         mini=mini)
     with in_use(cfg.work_dir), SignalWatch() as watch:
-        with first_process_reports(launcher), no_empty_work_dir(cfg.work_dir), \
-                find_cause(cfg, SPLITS):
+        is_new = not entries(cfg.work_dir)
+        with first_process_reports(launcher), \
+                no_empty_work_dir(cfg.work_dir, is_new), find_cause(cfg, SPLITS):
             runner = build_runner(cfg)
             check_num_batches(runner)
             build_optimizer(runner)
-            for loop in (runner.train_loop, runner.val_loop):
+            for split, loop in zip(SPLITS, (runner.train_loop, runner.val_loop)):
                 if loop is not None:
                     name_files(loop.dataloader.dataset)
+                    check_first_sample(loop.dataloader.dataset, runner.model, split)
         for hook in runner.hooks:
             if isinstance(hook, StopHook):
                 hook.watch = watch
-        with find_cause(cfg, SPLITS):
+        with no_empty_work_dir(cfg.work_dir, is_new, lambda: runner.iter > 0), \
+                find_cause(cfg, SPLITS):
             runner.train()
     return runner
 
@@ -174,6 +184,7 @@ def prepare_training(config: str | Path | Config,
             use_amp(cfg)
         if auto_scale_lr:
             use_auto_scale_lr(cfg)
+        check_auto_scale_lr(cfg)
         speed_up_backbone(cfg, compile_backbone, channels_last)
         if compile_backbone:
             CompileBackboneHook.check_hooks(map(type_name, cfg.custom_hooks))
@@ -206,7 +217,7 @@ def _check_training(cfg: Config, mini: bool, classes: Sequence[str] | None,
                     ) -> tuple[int | None, FoundClasses]:
     """Check data and weights; return the seed to resume with and the classes."""
     warn_of_unused_gpu()
-    check_work_dir(cfg.work_dir)
+    check_folders(cfg, SPLITS)
     check_workers(cfg, SPLITS)
     check_model(cfg)
     check_teacher(cfg)
@@ -233,6 +244,7 @@ def check_start(cfg: Config, allow_changes: bool = False,
     resume, path = bool(cfg.get('resume')), cfg.get('load_from')
     if path is None:
         return None
+    path = str(path)
     checkpoint = read.get(path) or check_checkpoint(path, resume)
     if checkpoint is None:
         return None

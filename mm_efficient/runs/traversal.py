@@ -5,6 +5,8 @@ from typing import Any
 from mmengine.config import Config
 
 SPLITS = ('train', 'val', 'test')
+# Values of a config that are no dict and no object
+PLAIN = (bool, int, float, str, list, tuple)
 
 
 def type_name(settings: Any) -> str:
@@ -15,9 +17,9 @@ def type_name(settings: Any) -> str:
             the class itself, as in new-style configs (``read_base``).
 
     Returns:
-        str: The name alone, '' without ``type``.
+        str: The name alone, '' without ``type``, and for anything but a dict.
     """
-    kind = (settings or {}).get('type')
+    kind = settings.get('type') if isinstance(settings, dict) else None
     return getattr(kind, '__name__', None) or str(kind or '').rpartition('.')[2]
 
 

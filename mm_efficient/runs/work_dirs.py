@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from mmengine.dist import is_main_process
 
 from ..engine.checkpoints import LAST
 from ..errors import InputError
+from ..files import is_local
 from ..weights.checking import check_checkpoint
 from .settings import add_hook
+from .traversal import nested_dicts, type_name
 
 try:
     import fcntl
@@ -139,18 +141,43 @@ def _candidates(work_dir: Path) -> list[Path]:
     return list(dict.fromkeys([*first[:1], *newest]))
 
 
-def check_work_dir(work_dir: str | Path) -> None:
+def check_folders(cfg: Config, splits: Iterable[str]) -> None:
+    """Check that a run can write to its folders: the work dir, and those of hooks.
+
+    Args:
+        cfg (Config): Config of the run.
+        splits (Iterable[str]): What it reads, any of 'train', 'val' and 'test'.
+
+    Raises:
+        InputError: If not.
+    """
+    check_work_dir(cfg.work_dir)
+    writers = [cfg.get(key) for key in (
+        'default_hooks', 'custom_hooks', *(f'{split}_evaluator' for split in splits))]
+    for node in nested_dicts(writers):
+        for key in ('out_dir', 'output_dir'):
+            path = node.get(key)
+            if isinstance(path, str) and is_local(path) and not (
+                    node.get('backend_args')):
+                name = type_name(node)
+                check_work_dir(path, '--show-dir' if name == 'SavePredictionImagesHook'
+                               else f'{key} of {name or "a hook"}')
+
+
+def check_work_dir(work_dir: str | Path, option: str = '--work-dir') -> None:
     """Check that a folder can be made and written to, without making it.
 
     Args:
         work_dir (str | Path): The folder.
+        option (str): What sets it. Defaults to '--work-dir'.
 
     Raises:
         InputError: If not.
     """
     text = str(work_dir)
     if not text or '\0' in text:
-        raise InputError(f'The work dir {text!r} is not a path.')
+        raise InputError(f'The folder {text!r} is not a path. Choose another '
+                         f'{option}.')
     folder = Path(work_dir).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -158,9 +185,9 @@ def check_work_dir(work_dir: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = 'is a file' if folder.is_file() else error.strerror
-        raise InputError(f'The work dir {work_dir} cannot be written: {folder} '
-                         f'{reason}. Choose another --work-dir.') from None
+        reason = ' is a file' if folder.is_file() else f': {error.strerror}'
+        raise InputError(f'The folder {work_dir} cannot be written: {folder}{reason}. '
+                         f'Choose another {option}.') from None
 
 
 @contextlib.contextmanager
@@ -180,7 +207,7 @@ def in_use(work_dir: str | Path) -> Iterator[None]:
     path = Path(work_dir, LOCK)
     made = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a+', encoding='utf-8') as file:
+    with open(path, 'ab+', buffering=0) as file:
         _lock(file, path)
         try:
             yield
@@ -197,10 +224,10 @@ def _lock(file: Any, path: Path) -> None:
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise InputError(
-            f'{path.parent} is in use by another run ({file.read().strip()}). Wait '
+            f'{path.parent} is in use by another run ({file.read().decode()}). Wait '
             'until it ends, or choose another --work-dir.') from None
     except OSError:  # a file system without locks
         pass
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    with contextlib.suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
