@@ -29,6 +29,7 @@ from mm_efficient.files import check_output, find_images, whole_file
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.inference import build_inferencer, predict
 from mm_efficient.runs.options import tool_parser
+from mm_efficient.runs.work_dirs import check_work_dir
 
 MAX_LINES = 20  # predictions to print
 
@@ -51,12 +52,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def find_inputs(source: str, out_dir: Path) -> list[Path]:
     """Find the images, and check that their results can be written."""
     files = find_images(source)
-    for folder in (out_dir / 'vis', out_dir / 'pred'):
-        if folder.resolve() == files[0].resolve().parent:
+    for folder in (out_dir, out_dir / 'vis', out_dir / 'pred'):
+        check_work_dir(folder, '--out-dir')
+        if folder != out_dir and folder.resolve() == files[0].resolve().parent:
             raise InputError(f'--out-dir {out_dir} would overwrite the images in '
                              f'{folder}. Choose another folder.')
-    check_output(out_dir / 'predictions.json', ['.json'])
-    check_output(out_dir / 'vis' / files[0].name, [files[0].suffix.lower()])
+    if out_dir.is_dir():
+        check_output(out_dir / 'predictions.json', ['.json'])
     return files
 
 

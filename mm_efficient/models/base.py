@@ -110,6 +110,9 @@ class PyramidBackbone(BaseBackbone):
                 raise ValueError(f'unknown arch {arch!r} of {cls.__name__}, '
                                  f'available: {", ".join(cls.ARCHS)}')
             return cls.ARCHS[arch]
+        if not isinstance(arch, dict):
+            raise ValueError(f'arch must be one of {", ".join(cls.ARCHS)}, or a dict '
+                             f'of settings, got {arch!r}')
         example = next(iter(cls.ARCHS.values()))
         expected, given = set(example), set(arch)
         if given != expected:

@@ -58,8 +58,7 @@ def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
             number is of no use.
     """
     splits = [split for split in splits if cfg.get(f'{split}_dataloader')]
-    for split in splits:
-        _check_loader(cfg, split)
+    check_datasets(cfg, splits)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for key, settings, registry in _parts(cfg, splits):
             _check_part(key, settings, registry)
@@ -67,8 +66,25 @@ def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
             _check_optimizer(cfg.optim_wrapper, cfg.get('param_scheduler'))
 
 
+def check_datasets(cfg: Config, splits: Iterable[str]) -> None:
+    """Check data loaders, and types and arguments of data sets and their pipelines.
+
+    Args:
+        cfg (Config): Config of the run.
+        splits (Iterable[str]): Any of 'train', 'val' and 'test'.
+
+    Raises:
+        InputError: If a split is missing, or as :func:`check_arguments`.
+    """
+    for split in splits:
+        _check_loader(cfg, split)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            for key, settings, registry in _parts_of_data(cfg, split):
+                _check_part(key, settings, registry)
+
+
 def _parts(cfg: Config, splits: Iterable[str]) -> Iterator[Part]:
-    """Everything that MMEngine builds, with its dotted key."""
+    """Everything else that MMEngine builds, with its dotted key."""
     for name, hook in (cfg.get('default_hooks') or {}).items():
         yield f'default_hooks.{name}', hook, HOOKS
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
@@ -82,14 +98,18 @@ def _parts(cfg: Config, splits: Iterable[str]) -> Iterator[Part]:
         yield from _parts_of_optimization(cfg)
 
 
+def _parts_of_data(cfg: Config, split: str) -> Iterator[Part]:
+    key = f'{split}_dataloader.dataset'
+    for dataset in leaf_datasets(cfg[f'{split}_dataloader']['dataset']):
+        yield key, dataset, DATASETS
+        for i, step in enumerate(as_list(dataset.get('pipeline'))):
+            yield f'{key}.pipeline.{i}', step, TRANSFORMS
+
+
 def _parts_of_split(cfg: Config, split: str) -> Iterator[Part]:
     loader, key = cfg[f'{split}_dataloader'], f'{split}_dataloader'
     for name in ('sampler', 'batch_sampler'):
         yield f'{key}.{name}', loader.get(name), DATA_SAMPLERS
-    for dataset in leaf_datasets(loader['dataset']):
-        yield f'{key}.dataset', dataset, DATASETS
-        for i, step in enumerate(as_list(dataset.get('pipeline'))):
-            yield f'{key}.dataset.pipeline.{i}', step, TRANSFORMS
     yield f'{split}_cfg', _loop(cfg.get(f'{split}_cfg'), split), LOOPS
     for metric in split_metrics(cfg, split):
         yield f'{split}_evaluator', metric, METRICS
@@ -205,7 +225,7 @@ def _known_arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], bool]:
 
 
 def _check_loader(cfg: Config, split: str) -> None:
-    loader = cfg[f'{split}_dataloader']
+    loader = cfg.get(f'{split}_dataloader')
     if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
         raise InputError(f'{split}_dataloader is {short(loader)}; expected a dict '
                          'with dataset, sampler and batch_size.')

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from torch import nn
@@ -68,9 +69,13 @@ class NamedPipeline:
             raise
         except Exception as error:
             labels = data.get('seg_map_path')
+            steps = [type(frame.f_locals['self']).__name__
+                     for frame, _ in traceback.walk_tb(error.__traceback__)
+                     if isinstance(frame.f_locals.get('self'), BaseTransform)]
             raise SampleError(
                 f'{path}{f" with {labels}" if labels else ""} cannot be loaded: '
-                f'{type(error).__name__}: {one_line(error)}') from error
+                f'{type(error).__name__}: {one_line(error)}'
+                f'{f" (in {steps[-1]} of the pipeline)" if steps else ""}') from error
         self.skipped = 0 if sample is not None else self.skipped + 1
         if sample is None and (self.test_mode or self.skipped > self.most):
             raise SampleError(

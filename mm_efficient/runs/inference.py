@@ -17,6 +17,8 @@ from PIL import Image
 
 from ..errors import explain
 from ..weights.checking import check_checkpoint
+from .arguments import check_datasets
+from .coco import class_names
 from .model_checks import check_model, check_weights
 from .traversal import split_datasets
 
@@ -35,8 +37,11 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
         test data set of the config. If neither has as many names as the model has
         classes, they are ``'class 0'``, ``'class 1'``, ...
     """
+    check_datasets(cfg, ['test'])
     dataset = split_datasets(cfg, 'test')[0]
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    class_names(cfg, dataset)  # none of another kind
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), \
+            explain('test_dataloader.dataset of the config cannot be built'):
         tested = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}).metainfo
     meta = checkpoint.get('meta') or {}
     trained = {key.lower(): value

@@ -137,7 +137,7 @@ def check_save_best(cfg: Config) -> None:
             kind = as_list(metrics[0].get('metric', 'bbox'))[0]
             hook['save_best'] = f'{prefixes[0]}/{kind}_mAP'
         return
-    for key in map(str, as_list(hook['save_best'])):
+    for key in as_list(hook['save_best']):
         prefix = key.rpartition('/')[0] or None
         given = [metric for metric, own in zip(metrics, prefixes) if own == prefix]
         if not any(_gives(metric, key.rpartition('/')[2]) for metric in given):

@@ -35,6 +35,17 @@ def configs():
     ('custom_hooks.99.momentum', 1, 'custom_hooks'),
     ('param_scheduler.x.end', 1, 'param_scheduler.x'),
     ('train_dataloader.dataset.data_root', 5, 'data_root is 5; expected a path'),
+    ('load_from', 5, 'load_from is 5; expected a path'),
+    ('work_dir', [1], r'work_dir is \[1\]; expected a path'),
+    ('compile', 5, 'compile is 5; expected a dict or a bool'),
+    ('randomness', 5, 'randomness is 5; expected a dict'),
+    ('visualizer', 'x', "visualizer is 'x'; expected a dict"),
+    ('auto_scale_lr', dict(enable=True, base_batch_size=0), 'base_batch_size is 0; exp'),
+    ('auto_scale_lr', dict(enable=True, base_batch_size='x'), "base_batch_size is 'x'"),
+    ('train_dataloader.dataset.pipeline', 5, 'pipeline is 5; expected a list of dicts'),
+    ('val_dataloader.dataset.metainfo', 5, 'metainfo is 5; expected a dict'),
+    ('train_dataloader.dataset.max_refetch', 'x', "max_refetch is 'x'; expected a num"),
+    ('train_dataloader.sampler', 5, 'train_dataloader.sampler is 5; expected a dict'),
     ('train_dataloader.batch_size', 0, 'train_dataloader.batch_size is 0; expected'),
     ('train_dataloader.batch_size', 'two', "batch_size is 'two'"),
     ('val_dataloader.batch_size', -1, 'val_dataloader.batch_size is -1'),
@@ -57,10 +68,22 @@ def configs():
     ('optim_wrapper.accumulative_counts', 0, 'accumulative_counts=0.*at least'),
     ('optim_wrapper.accumulative_counts', 'x', "counts is 'x'; expected a number"),
     ('optim_wrapper.type', 'AmpWrapper', "optim_wrapper.type is 'AmpWrapper'"),
+    ('param_scheduler', [dict(type='LinearLR', start_factor=float('nan'))],
+     'param_scheduler.0 with start_factor=nan gives a learning rate of nan'),
+    ('param_scheduler', [dict(type='LinearLR', start_factor=0)],
+     'param_scheduler.0 with start_factor=0: .*zero'),
     ('param_scheduler.0.typ', 'x', "param_scheduler.0: .* no argument 'typ'"),
     ('param_scheduler.0.type', 'Cosine', "param_scheduler.0.type is 'Cosine'"),
     ('default_hooks.checkpoint.intervall', 1, "did you mean 'interval'"),
     ('default_hooks.checkpoint.interval', 'x', "interval is 'x'; expected a number"),
+    ('default_hooks.checkpoint', 5, 'hooks.checkpoint is 5; expected a dict'),
+    ('default_hooks.checkpoint.filename_tmpl', 5, 'filename_tmpl is 5; expected text'),
+    ('default_hooks.checkpoint.save_best', 5, 'save_best is 5; expected text'),
+    ('default_hooks.checkpoint.out_dir', '/proc/nowhere', '/proc.*Choose another out_d'),
+    ('log_processor.window_size', 'x', "window_size is 'x'; expected a number"),
+    ('log_processor.windowsize', 1, "no argument 'windowsize'.*mean 'window_size'"),
+    ('train_cfg.val_begin', 'x', "val_begin is 'x'; expected a number"),
+    ('val_evaluator', 5, 'val_evaluator is 5; expected a dict'),
     ('custom_hooks', ['EMAHook'], "custom_hooks.0 is 'EMAHook'; expected a dict"),
     ('default_hooks.checkpoint.type', 'Hook7', "checkpoint.type is 'Hook7'"),
     ('train_dataloader.sampler.shufle', True, "sampler: .*'shufle'.*mean 'shuffle'"),
@@ -116,7 +139,14 @@ def test_launchers_without_their_environment(tmp_path, monkeypatch, launcher):
         prepare_training(CLS, launcher=launcher, work_dir=tmp_path / 'work')
     for name in distributed.ENVIRONMENT[launcher]:
         monkeypatch.setenv(name, '0')
+    rank, size = distributed.RANK_AND_SIZE[launcher]
+    with pytest.raises(InputError, match=f'has {rank}=0, expected less than {size}=0'):
+        check_environment(launcher)
+    monkeypatch.setenv(size, '1')
     check_environment(launcher)
+    monkeypatch.setenv('MASTER_PORT', '70000')
+    with pytest.raises(InputError, match='MASTER_PORT=70000, expected 1 to 65535'):
+        check_environment(launcher)
     monkeypatch.setenv(distributed.ENVIRONMENT[launcher][0], 'x')
     with pytest.raises(InputError, match='=x, expected numbers'):
         check_environment(launcher)

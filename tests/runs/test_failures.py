@@ -1,14 +1,21 @@
 """What goes wrong while data are read names the file."""
 import json
+import random
 
+import numpy as np
 import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset
+from torch import nn
 
 from mm_efficient.errors import ExecutionError, InputError, ReportedError
 from mm_efficient.runs.failures import (
     NamedPipeline,
     SampleError,
+    check_first_sample,
+    entries,
     find_cause,
     name_files,
     no_empty_work_dir,
@@ -84,11 +91,43 @@ def test_what_cannot_start_leaves_nothing(tmp_path):
         (path / LOCK).touch()
         if before:
             (path / 'older').touch()
-        with pytest.raises(ExecutionError, match="cannot be started: KeyError: 'x'"), \
-                no_empty_work_dir(path):
+        with pytest.raises(ExecutionError, match="The run has failed: KeyError: 'x' .*lin"), \
+                no_empty_work_dir(path, not entries(path)):
             (path / 'log').mkdir()
             raise KeyError('x')
         assert (path / 'log').exists() == before and (path / LOCK).exists()
+
+
+@pytest.mark.parametrize('started, name', [(True, 'log'), (False, 'iter_1.pth')])
+def test_what_has_started_stays(tmp_path, started, name):
+    (tmp_path / name).touch()
+    with pytest.raises(KeyError if started else ExecutionError), \
+            no_empty_work_dir(tmp_path, True, lambda: started):
+        raise KeyError('x')
+    assert (tmp_path / name).exists()
+
+
+def test_errors_in_own_modules_keep_their_traceback(tmp_path):
+    with pytest.raises(KeyError), no_empty_work_dir(tmp_path / 'work', True):
+        fail({})
+
+
+@pytest.mark.parametrize('sample, message', [
+    (dict(img_path='1.jpg'), r"gives no inputs .* \['img_path', 'sample_idx'\].*PackDetInp"),
+    (None, 'cannot be loaded, or has no objects')])
+def test_pipelines_that_do_not_end(sample, message):
+    model = nn.Module()
+    model.data_preprocessor = DetDataPreprocessor()
+    before = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state()
+    dataset = samples(lambda data: np.random.rand() and sample and data, max_refetch=3)
+    with pytest.raises(InputError, match=message):
+        check_first_sample(dataset, model, 'train')
+    if sample:
+        assert np.random.get_state()[1].tolist() == before[0]
+        assert random.getstate() == before[1]
+        assert (torch.get_rng_state() == before[2]).all()
+    check_first_sample(samples(lambda data: dict(inputs=1)), model, 'train')
+    check_first_sample(samples(lambda data: data), nn.Module(), 'train')
 
 
 def test_a_lost_connection_is_reported_by_the_process_that_ended():

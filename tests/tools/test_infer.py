@@ -140,7 +140,7 @@ def test_wrong_arguments(tiny, infer, fails, config):
     assert '--out-dir . would overwrite the images in vis' in fails(
         infer, 'vis', path, 'a.pth', '--out-dir', '.')
     Path('file').write_text('')
-    assert 'folder of file/predictions.json cannot be created' in fails(
+    assert 'The folder file cannot be written' in fails(
         infer, 'image.jpg', path, 'a.pth', '--out-dir', 'file')
     torch.save({'state_dict': {'weight': torch.zeros(2)}}, 'other.pth')
     assert 'does not fit the model' in fails(infer, 'image.jpg', path, 'other.pth')

@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mm_efficient.errors import ExecutionError, InputError, error_line
+from mm_efficient.runs.arguments import check_datasets
 from mm_efficient.runs.coco_entries import coco_readers
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.data_checks import check_data
@@ -110,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(args.config, args.cfg_options, args.mini,
                           data_root=args.data_root, num_classes=args.num_classes,
                           classes=args.classes)
+        check_datasets(cfg, args.splits)
         if args.mini:
             generate_mini_data(cfg.default_scope)
         found = list(all_faults(cfg, args))

@@ -54,7 +54,8 @@ def fuse_model(spec, args):
                           num_classes=args.num_classes)
         model = load_model(cfg, args.checkpoint)
     else:
-        model = spec.build()
+        with explain(f'{spec.name} cannot be built'):
+            model = spec.build()
     model.eval()
     fit_where_needed(model, torch.randn(2, 3, 96, 96))
     run = spec.run

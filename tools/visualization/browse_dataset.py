@@ -19,6 +19,7 @@ from mmengine.visualization import Visualizer
 from rich.progress import track
 
 from mm_efficient.errors import InputError, error_line, explain
+from mm_efficient.runs.arguments import check_datasets
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.options import data_parser
 from mm_efficient.runs.own_data import check_splits
@@ -63,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(args.config, args.cfg_options, args.mini,
                           data_root=args.data_root, num_classes=args.num_classes,
                           classes=args.classes)
-        if not cfg.get(f'{split}_dataloader'):
-            raise InputError(f'the config has no {split}_dataloader.')
+        check_datasets(cfg, [split])
         check_splits(cfg, [split], args.mini, args.classes, args.num_classes)
         for part in split_datasets(cfg, split):
             # For testing, annotations are loaded after resizing and keep their size
