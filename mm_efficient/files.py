@@ -183,7 +183,10 @@ def read_image(path: str | Path, short_side: int | None = None) -> np.ndarray:
     Raises:
         InputError: If it cannot be read.
     """
-    image = mmcv.imread(str(path), channel_order='rgb', backend='pillow')
+    try:
+        image = mmcv.imread(str(path), channel_order='rgb', backend='pillow')
+    except OSError as error:
+        raise InputError(f'{path} cannot be read as an image: {error}.') from None
     if image is None:
         raise InputError(f'{path} cannot be read as an image; is it truncated?')
     if short_side:

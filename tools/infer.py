@@ -17,6 +17,7 @@ examples:
   infer.py image.jpg configs/cls/soft_small_300e.py soft_small.pth
 """
 import argparse
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -46,7 +47,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='lowest score of detections to draw (default: 0.3)')
     parser.add_argument('--device',
                         help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.score_thr != args.score_thr:
+        parser.error('--score-thr: expected a number, got nan')
+    return args
 
 
 def find_inputs(source: str, out_dir: Path) -> list[Path]:
@@ -91,6 +95,9 @@ def main(argv: list[str] | None = None) -> None:
                                            args.out_dir, args.score_thr)
             except (InputError, ExecutionError) as error:
                 if len(failed) + 1 == len(files):
+                    for folder in (args.out_dir / 'vis', args.out_dir):
+                        with contextlib.suppress(OSError):  # not empty
+                            folder.rmdir()
                     raise
                 failed.append(str(error))
         with whole_file(args.out_dir / 'predictions.json') as draft:

@@ -76,7 +76,7 @@ def find_model(name: str, options: dict | None = None) -> ModelSpec:
     Raises:
         InputError: If there is no such model, or its config is invalid.
     """
-    if ':' in name:
+    if ':' in name and '::' not in name:
         _refuse_options(name, options)
         import_source(name.rpartition(':')[0])
         return ModelSpec(name, partial(build_from, name), call_model,

@@ -23,7 +23,7 @@ from .traversal import PLAIN, SPLITS, as_list, split_datasets, split_metrics
 NONE, MAPPING = type(None), (dict, type(None))
 # What a part of a config may be besides an object, and how messages call it
 KINDS: dict[str, tuple[Any, str]] = {
-    'model': (dict, 'dict'), 'default_scope': (str, 'name'),
+    'model': (dict, 'dict'), 'default_scope': ((str, NONE), 'name'),
     'custom_hooks': ((list, tuple, NONE), 'list of dicts'),
     'tta_pipeline': ((list, tuple, NONE), 'list of dicts'),
     'load_from': ((str, NONE), 'path'), 'work_dir': ((str, NONE), 'path'),
@@ -100,7 +100,7 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
             known = isinstance(error, KeyError) and error.args
             reason = one_line(error.args[0] if known else error)
             raise InputError(f'--cfg-options {key}={value}: {reason}') from None
-    _check_kinds(cfg)
+    _check_complete(cfg)
 
 
 def _check_kinds(cfg: Config) -> None:
@@ -199,17 +199,17 @@ def _check_complete(cfg: Config) -> None:
                          'base of others.')
     if cfg.get('default_scope') is None and isinstance(cfg.model, dict):
         cfg.default_scope = _scope_of(cfg.model)
+    _check_kinds(cfg)
     scope = cfg.get('default_scope')
     if scope is None:
         raise InputError(
             f'{name} sets no default_scope; expected one of {list(EXTRAS)} '
             '(classification, detection, segmentation), or of another package for '
             'MMEngine.')
-    if find_spec(scope) is None:
+    if not scope.isidentifier() or find_spec(scope) is None:
         extra = EXTRAS.get(scope)
         hint = f": pip install 'mm-efficient[{extra}]'" if extra else ''
         raise InputError(f'{name} needs {scope}, which is not installed{hint}')
-    _check_kinds(cfg)
 
 
 def _scope_of(model: dict) -> str | None:

@@ -107,8 +107,8 @@ def _check_metrics(cfg: Config, split: str) -> None:
     for metric in split_metrics(cfg, split):
         if not isinstance(metric, dict):
             continue
-        if type_name(metric) == 'Accuracy':
-            _check_topk(metric.get('topk', 1), split, head_classes(cfg.model))
+        if type_name(metric) == 'Accuracy' and metric.get('topk') is not None:
+            _check_topk(metric['topk'], split, head_classes(cfg.model))
         for key, kind, choices in CHOICES:
             wrong = [value for value in as_list(metric.get(key))
                      if kind in ('', type_name(metric)) and value not in choices]

@@ -134,7 +134,7 @@ def predict(inferencer: Any, task: str, image: Path, out_dir: Path,
         inferencer: From :func:`build_inferencer`.
         task (str): ``default_scope`` of its config.
         image (Path): The image file.
-        out_dir (Path): Existing folder to write to: the drawn prediction to
+        out_dir (Path): Folder to write to: the drawn prediction to
             ``vis/<image>`` (of classifiers ``vis/<image>.png``), the label map of a
             segmentor to ``pred/<image>.png``.
         score_thr (float): Lowest score of the detections to draw. Defaults to 0.3.
@@ -149,6 +149,7 @@ def predict(inferencer: Any, task: str, image: Path, out_dir: Path,
     """
     source, png = str(image), f'{image.name}.png'
     vis, pred = out_dir / 'vis', out_dir / 'pred'
+    vis.mkdir(parents=True, exist_ok=True)
     with explain(f'{image} cannot be predicted'):
         if task == 'mmdet':
             found = inferencer(source, out_dir=str(out_dir), pred_score_thr=score_thr)

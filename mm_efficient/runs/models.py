@@ -50,7 +50,8 @@ def load_model(cfg: Config, checkpoint: str | None = None,
                     'Name a checkpoint, or start from random weights: --cfg-options '
                     'model.backbone.init_cfg=None.'):
                 model.init_weights()
-    model.to(device)
+    with explain(f'the model cannot be moved to device {device!r}'):
+        model.to(device)
     model.eval()  # some models of OpenMMLab return None
     return model
 

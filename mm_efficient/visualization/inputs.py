@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, explain
 from ..files import find_images, read_image
 from ..runs.configs import load_config
 from ..runs.models import SHORT_SIDES, load_model, model_input
@@ -70,10 +70,17 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     if others:
         raise InputError(f'{args.image} is a folder; expected one image.')
     check_figure(args.out, [args.image])
+    if args.short_side is not None and args.short_side < 1:
+        raise InputError(f'--short-side is {args.short_side}; expected pixels, at least '
+                         '1.')
     cfg = load_config(args.config, args.cfg_options, args.mini,
                       num_classes=args.num_classes)
+    if cfg.default_scope not in SHORT_SIDES:
+        raise InputError(f'{args.config} is for {cfg.default_scope}; expected one of '
+                         f'{list(SHORT_SIDES)}.')
     image = read_image(file, args.short_side or SHORT_SIDES[cfg.default_scope])
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     with Console(stderr=True).status('loading the model'):
         model = load_model(cfg, args.checkpoint, args.device)
-        return Inputs(image, model, model_input(model, image))
+        with explain('the model cannot take the image'):
+            return Inputs(image, model, model_input(model, image))

@@ -153,6 +153,26 @@ def test_wrong_arguments(tiny, infer, fails, config):
     Image.new('I;16', (64, 64)).save('deep.png')  # the test pipeline reads images
     assert 'deep.png has more than 8 bits' in fails(
         infer, 'deep.png', path, 'random.pth', '--mini', '--device', 'cpu')
+    assert not Path('predictions').exists()
+    for option, message in (('test_dataloader=None', 'test_dataloader is None; expected'),
+                            ('test_dataloader.dataset.type=X', "dataset.type is 'X'"),
+                            ('test_dataloader.dataset.metainfo.classes=5', 'list of na')):
+        assert message in fails(infer, 'image.jpg', path, 'random.pth', '--mini',
+                                '--cfg-options', option)
+
+
+def test_images_that_cannot_be_predicted_are_left_out(tiny, infer, fails, config):
+    path = config(CONFIGS['mmpretrain'])
+    save_random(path, classes=CLASSES['imagenet'])
+    Path('images').mkdir()
+    Image.new('RGB', (3, 900)).save('images/strip.png')
+    Image.effect_noise((64, 64), 50).save('images/a.png')
+    Image.effect_noise((64, 64), 50).save('images/b.jpg')
+    Path('images/b.jpg').write_bytes(Path('images/b.jpg').read_bytes()[:1000])
+    message = fails(infer, 'images', path, 'random.pth', '--mini', '--device', 'cpu')
+    assert message.startswith('error: 1 of 3 images are left out: images/b.jpg cannot')
+    found = json.loads(Path('predictions/predictions.json').read_text())['images']
+    assert set(found) == {'strip.png', 'a.png'}
 
 
 def test_sizes_of_tasks():

@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(args.config, args.cfg_options, args.mini,
                           data_root=args.data_root, num_classes=args.num_classes,
                           classes=args.classes)
-        check_datasets(cfg, args.splits)
+        check_datasets(cfg, [split for split in args.splits
+                             if cfg.get(f'{split}_dataloader')])
         if args.mini:
             generate_mini_data(cfg.default_scope)
         found = list(all_faults(cfg, args))

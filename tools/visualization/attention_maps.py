@@ -23,7 +23,7 @@ examples:
 """
 import argparse
 
-from mm_efficient.errors import InputError, error_line
+from mm_efficient.errors import InputError, error_line, explain
 from mm_efficient.files import find_images, read_image
 from mm_efficient.models.base import PyramidBackbone
 from mm_efficient.visualization.attention import (
@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     with error_line():
+        if args.heads < 0:
+            raise InputError('--heads must be at least 0.')
         height, width, _ = read_image(find_images(args.image)[0]).shape
         column, row = query_pixel(args.token, width, height)
         image, model, x = load_inputs(args)
@@ -89,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
                              f'{type(model.backbone).__name__}, expected one of this '
                              'package.')
         layers = choose_layers(model.backbone, args.stages, args.all_blocks)
-        maps = attention_maps(model.backbone, x, pixel, layers)
+        with explain('the model cannot run on the image'):
+            maps = attention_maps(model.backbone, x, pixel, layers)
         save_figure(draw_attention(image, maps, pixel, args.heads), args.out)
     for name, found in maps.items():
         for each in found:

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mm_efficient.errors import InputError, error_line
+from mm_efficient.errors import InputError, error_line, explain
 from mm_efficient.visualization.figures import MapRow, draw_maps, save_figure
 from mm_efficient.visualization.inputs import image_parser, load_inputs
 
@@ -56,8 +56,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     with error_line():
+        if args.channels < 0:
+            raise InputError('--channels must be at least 0.')
         image, model, x = load_inputs(args)
-        save_figure(draw_maps(image, feature_rows(model, x, args.channels)), args.out)
+        with explain('the model cannot run on the image'):
+            rows = feature_rows(model, x, args.channels)
+        save_figure(draw_maps(image, rows), args.out)
     print(f'written: {args.out}')
 
 
