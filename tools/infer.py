@@ -108,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f'and {len(found) - MAX_LINES} more')
     print(f'written: {args.out_dir} (predictions.json, vis/)')
     if failed:
-        sys.exit(f'error: {len(failed)} of {len(files)} images are left out: {failed[0]}')
+        sys.exit(f'error: {len(failed)} of {len(files)} images are left out: '
+                 + failed[0])
 
 
 if __name__ == '__main__':

@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> Any:
         run.main(argv)
     except ChildFailedError as error:
         code = exit_code(error) if not received else 1
-    except Exception as error:  # of torchrun itself, such as a machine it cannot reach
-        print(f'error: torchrun: {type(error).__name__}: {" ".join(str(error).split())}',
-              file=sys.stderr)
+    except Exception as error:  # of torchrun itself, such as a port out of range
+        reason = ' '.join(str(error).split())
+        print(f'error: torchrun: {type(error).__name__}: {reason}', file=sys.stderr)
         code = 1
     if received:
         code = 128 + (signal.SIGINT if received[0] == signal.SIGINT

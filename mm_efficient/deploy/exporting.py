@@ -92,6 +92,12 @@ def check_format(format: str, path: str | Path, fp16: bool = False,
         except ImportError as error:
             raise InputError(f'format {format} needs {package}: {error}. Run '
                              f"pip install 'mm-efficient[{format}]'") from None
+    if opset is not None:
+        import onnx
+        newest = onnx.defs.onnx_opset_version()
+        if not 1 <= opset <= newest:
+            raise InputError(f'there is no opset {opset}; expected {newest} or less, '
+                             'and at least 18 for most models.')
 
 
 def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from ..errors import explain
+from ..errors import InputError, explain
 from ..runs.inference import dataset_meta
 from ..runs.models import load_model, model_input
 from ..weights.checking import check_checkpoint
@@ -57,7 +57,12 @@ def prepare_export(cfg: Config, checkpoint: str | None = None, *,
         ExecutionError: If the model cannot be built or run.
     """
     model = load_model(cfg, checkpoint)
-    images = sample_images(files, shape or DEFAULT_SHAPES[cfg.default_scope])
+    if cfg.default_scope not in DEFAULT_SHAPES:
+        raise InputError(f'the config is for {cfg.default_scope}; expected one of '
+                         f'{list(DEFAULT_SHAPES)}.')
+    height, width = shape or DEFAULT_SHAPES[cfg.default_scope]
+    with explain(f'images of {height} x {width} pixels cannot be made'):
+        images = sample_images(files, (height, width))
     images = images[:1] if static else images
     weights = check_checkpoint(checkpoint) if checkpoint else None
     metadata = dict(

@@ -39,6 +39,7 @@ Part = tuple[str, Any, Registry]
 READ_BEFORE = {'type', '_scope_', 'priority', 'convert_to_iter_based', 'constructor',
                'paramwise_cfg', 'optimizer'}
 
+WRONG_HINTS = ('loss_scale', )  # a number or a dict, too
 # What entries of a data set may be, and how messages call it
 DATASET_KINDS: dict[str, tuple[Any, str]] = dict(
     data_root=(str, 'a path'), ann_file=((str, list, tuple), 'a path'),
@@ -90,8 +91,8 @@ def _parts(cfg: Config, splits: Iterable[str]) -> Iterator[Part]:
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
         yield f'custom_hooks.{i}', hook, HOOKS
     yield 'visualizer', cfg.get('visualizer'), VISUALIZERS
-    yield ('log_processor', {'type': 'LogProcessor', **(cfg.get('log_processor') or {})},
-           LOG_PROCESSORS)
+    log_processor = {'type': 'LogProcessor', **(cfg.get('log_processor') or {})}
+    yield 'log_processor', log_processor, LOG_PROCESSORS
     for split in splits:
         yield from _parts_of_split(cfg, split)
     if 'train' in splits:
@@ -169,11 +170,11 @@ def _check_part(key: str, settings: Any, registry: Registry) -> None:
     known, all_known = _known_arguments(kind)
     unknown = [name for name in settings if name not in {*known, *READ_BEFORE}]
     if all_known and unknown:
-        name = getattr(kind, '__name__', kind)
-        raise InputError(f'{key}: {name} has no argument {unknown[0]!r}'
-                         f'{did_you_mean(unknown[0], known)}.')
+        raise InputError(
+            f'{key}: {getattr(kind, "__name__", kind)} has no argument {unknown[0]!r}'
+            f'{did_you_mean(unknown[0], known)}.')
     for name, value in settings.items():
-        if name in known and name not in READ_BEFORE:
+        if name in known and name not in (*READ_BEFORE, *WRONG_HINTS):
             _check_value(f'{key}.{name}', value, known[name])
 
 
@@ -184,10 +185,9 @@ def _check_value(key: str, value: Any, parameter: inspect.Parameter) -> None:
         kind = type(parameter.default)
     kinds = [leaf for leaf in _leaves(kind) if leaf not in (type(None), ...)]
     for each in as_list(value) if kinds else ():
-        if all(kind in (int, float) for kind in kinds) and isinstance(
-                each, (str, dict)):
+        if all(leaf in (int, float) for leaf in kinds) and isinstance(each, str):
             raise InputError(f'{key} is {short(value)}; expected a number.')
-        if all(kind is str for kind in kinds) and isinstance(each, (int, float)):
+        if all(leaf is str for leaf in kinds) and isinstance(each, (int, float)):
             raise InputError(f'{key} is {short(value)}; expected text.')
 
 

@@ -126,8 +126,8 @@ def _check_metrics(cfg: Config, split: str) -> None:
 def _check_topk(topk: Any, split: str, count: int | None) -> None:
     wanted = as_list(topk)
     if not wanted or not all(isinstance(k, int) and k > 0 for k in wanted):
-        raise InputError(f'{split}_evaluator.topk is {short(topk)}; expected a positive '
-                         'integer, or several.')
+        raise InputError(f'{split}_evaluator.topk is {short(topk)}; expected a '
+                         'positive integer, or several.')
     if count and max(wanted) > count:
         raise InputError(
             f'{split}_evaluator.topk asks for the first {max(wanted)} classes, but the '

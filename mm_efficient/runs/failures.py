@@ -24,8 +24,8 @@ from ..errors import (
     one_line,
     short,
 )
-from .coco_entries import check_coco_entries
 from ..files import PACKAGE
+from .coco_entries import check_coco_entries
 from .image_checks import build_dataset, image_faults
 from .model_checks import PREPROCESSORS
 from .traversal import split_datasets

@@ -250,9 +250,9 @@ def _check_pretrained(init_cfg: dict, backbone: nn.Module) -> None:
         pass  # training starts from scratch, and warns
     except (InputError, OSError, ImportError) as error:
         raise InputError(
-            f'model.backbone.init_cfg: {str(error).rstrip(".")}. To start from other weights, or from '
-            'scratch: --pretrained FILE or --pretrained none, in a config '
-            'model.backbone.init_cfg=None.') from None
+            f'model.backbone.init_cfg: {str(error).rstrip(".")}. To start from other '
+            'weights, or from scratch: --pretrained FILE or --pretrained none, in a '
+            'config model.backbone.init_cfg=None.') from None
 
 
 def check_teacher(cfg: Config) -> None:

@@ -203,7 +203,8 @@ def make_resumable(cfg: Config) -> None:
     loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
     for dataset in split_datasets(cfg, 'train'):
         if 'pipeline' in dataset:
-            dataset['pipeline'] = [dict(type='SeedSample'), *as_list(dataset['pipeline'])]
+            steps = as_list(dataset['pipeline'])
+            dataset['pipeline'] = [dict(type='SeedSample'), *steps]
     add_hook(cfg, dict(type='SeedIterationHook'))
 
 

@@ -71,8 +71,8 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
         raise InputError(f'{args.image} is a folder; expected one image.')
     check_figure(args.out, [args.image])
     if args.short_side is not None and args.short_side < 1:
-        raise InputError(f'--short-side is {args.short_side}; expected pixels, at least '
-                         '1.')
+        raise InputError(f'--short-side is {args.short_side}; expected pixels, 1 or '
+                         'more.')
     cfg = load_config(args.config, args.cfg_options, args.mini,
                       num_classes=args.num_classes)
     if cfg.default_scope not in SHORT_SIDES:

@@ -154,9 +154,10 @@ def test_wrong_arguments(tiny, infer, fails, config):
     assert 'deep.png has more than 8 bits' in fails(
         infer, 'deep.png', path, 'random.pth', '--mini', '--device', 'cpu')
     assert not Path('predictions').exists()
-    for option, message in (('test_dataloader=None', 'test_dataloader is None; expected'),
-                            ('test_dataloader.dataset.type=X', "dataset.type is 'X'"),
-                            ('test_dataloader.dataset.metainfo.classes=5', 'list of na')):
+    for option, message in (
+            ('test_dataloader=None', 'test_dataloader is None; expected'),
+            ('test_dataloader.dataset.type=X', "dataset.type is 'X'"),
+            ('test_dataloader.dataset.metainfo.classes=5', 'a list of names')):
         assert message in fails(infer, 'image.jpg', path, 'random.pth', '--mini',
                                 '--cfg-options', option)
 

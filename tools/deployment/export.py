@@ -123,7 +123,8 @@ def main(argv=None):
         check_output(args.out, SUFFIXES.values(),
                      [args.checkpoint, args.image])
         format = args.format or next(
-            name for name, suffix in SUFFIXES.items() if args.out.endswith(suffix))
+            name for name, suffix in SUFFIXES.items()
+            if args.out.lower().endswith(suffix))
         check_format(format, args.out, args.fp16, args.opset)
         files = find_images(args.image) if args.image else []
         options = args.cfg_options or {}
