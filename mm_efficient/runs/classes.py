@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..errors import InputError
+from ..errors import InputError, short
 from ..files import join_root
 from .traversal import (
     SPLITS,
@@ -222,15 +222,19 @@ def _folder_datasets(cfg: Config, splits: Sequence[str]
     """Data sets that take their labels from folders, with the parent folder."""
     for split in splits:
         for dataset in split_datasets(cfg, split):
+            if type_name(dataset) not in FOLDER_DATASETS:
+                continue
             root = dataset.get('data_root') or ''
             prefix = dataset.get('data_prefix') or dataset.get('split') or ''
             if isinstance(prefix, dict):
                 prefix = prefix.get('img_path') or ''
+            if not isinstance(prefix, str):
+                raise InputError(f'{split}_dataloader.dataset.data_prefix is '
+                                 f'{short(prefix)}; expected a path.')
             folder = Path(join_root(root, prefix))
             listed = Path(root, 'meta', f'{dataset.get("split")}.txt').exists() \
                 or dataset.get('ann_file')
             labelled = dataset.get('split') != 'test' \
                 and dataset.get('with_label', True)
-            if (type_name(dataset) in FOLDER_DATASETS and labelled and not listed
-                    and folder.is_dir()):
+            if labelled and not listed and folder.is_dir():
                 yield folder, dataset

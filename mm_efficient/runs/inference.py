@@ -15,9 +15,10 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
-from ..errors import explain
+from ..errors import InputError, explain
 from ..weights.checking import check_checkpoint
 from .arguments import check_datasets
+from .classes import head_classes
 from .coco import class_names
 from .model_checks import check_model, check_weights
 from .traversal import split_datasets
@@ -36,6 +37,9 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
         dict: ``classes`` and perhaps ``palette``, from the checkpoint, else from the
         test data set of the config. If neither has as many names as the model has
         classes, they are ``'class 0'``, ``'class 1'``, ...
+
+    Raises:
+        InputError: If the data set is wrong, or the model has no classes.
     """
     check_datasets(cfg, ['test'])
     dataset = split_datasets(cfg, 'test')[0]
@@ -46,20 +50,15 @@ def dataset_meta(cfg: Config, checkpoint: dict) -> dict:
     meta = checkpoint.get('meta') or {}
     trained = {key.lower(): value
                for key, value in (meta.get('dataset_meta') or meta).items()}
-    num_classes = _num_classes(cfg.model)
+    num_classes = head_classes(cfg.model)
+    if num_classes is None:
+        raise InputError('no head of the model has num_classes.')
     for found in (trained, tested):
         if len(found.get('classes') or ()) == num_classes:
             palette = found.get('palette') or tested.get('palette') or ()
             return dict(classes=tuple(found['classes']),
                         **({'palette': palette} if len(palette) >= num_classes else {}))
     return dict(classes=tuple(f'class {i}' for i in range(num_classes)))
-
-
-def _num_classes(model: dict) -> int:
-    model = model.get('roi_head') or model
-    heads = map(model.get, ('head', 'decode_head', 'bbox_head'))
-    head: Any = next(filter(None, heads), model)
-    return (head[-1] if isinstance(head, (list, tuple)) else head)['num_classes']
 
 
 class FileInferencer(ImageClassificationInferencer):

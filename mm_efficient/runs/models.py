@@ -35,8 +35,8 @@ def load_model(cfg: Config, checkpoint: str | None = None,
         ExecutionError: If the model cannot be built or its weights cannot be loaded.
     """
     check_model(cfg, pretrained=checkpoint is None)
-    weights = check_checkpoint(checkpoint) if checkpoint else None
-    if checkpoint and weights is not None:
+    weights = None if checkpoint is None else check_checkpoint(checkpoint)
+    if checkpoint is not None and weights is not None:
         check_weights(cfg, weights, checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         with explain('the model of the config cannot be built'):
@@ -71,6 +71,7 @@ def model_input(model: nn.Module, photo: np.ndarray) -> Tensor:
 
     Raises:
         InputError: If the image is too small to fit hash functions to.
+        ExecutionError: If the model's normalisation fails.
     """
     # Pipelines give BGR images, and the preprocessor converts them to RGB
     image = torch.from_numpy(photo[..., ::-1].transpose(2, 0, 1).copy())
@@ -78,7 +79,8 @@ def model_input(model: nn.Module, photo: np.ndarray) -> Tensor:
     if 'Cls' in type(model.data_preprocessor).__name__:
         samples = None
     data = dict(inputs=[image], data_samples=samples)
-    x = model.data_preprocessor(data, False)['inputs']
+    with explain('the data_preprocessor of the model does not take the image'):
+        x = model.data_preprocessor(data, False)['inputs']
     try:
         fit_where_needed(model, x)
     except ValueError as error:

@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..errors import InputError, explain
+from ..errors import InputError
 from ..files import find_images, read_image
 from ..runs.configs import load_config
 from ..runs.models import SHORT_SIDES, load_model, model_input
@@ -82,5 +82,4 @@ def load_inputs(args: argparse.Namespace) -> Inputs:
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     with Console(stderr=True).status('loading the model'):
         model = load_model(cfg, args.checkpoint, args.device)
-        with explain('the model cannot take the image'):
-            return Inputs(image, model, model_input(model, image))
+        return Inputs(image, model, model_input(model, image))

@@ -1,4 +1,6 @@
 """Options and configs that cannot work: one line, before a work dir is made."""
+import errno
+import os
 import re
 import sys
 
@@ -9,9 +11,11 @@ from mm_efficient.analysis.cli import model_parser
 from mm_efficient.errors import InputError
 from mm_efficient.runs import devices, distributed, prepare_training
 from mm_efficient.runs.arguments import _check_optimizer as check_optimizer
+from mm_efficient.runs.arguments import check_arguments
 from mm_efficient.runs.configs import load_config
 from mm_efficient.runs.distributed import check_environment
 from mm_efficient.runs.options import tool_parser
+from mm_efficient.runs.settings import check_auto_scale_lr, make_resumable
 from mm_efficient.runs.work_dirs import check_work_dir
 from mm_efficient.weights.checking import check_checkpoint
 
@@ -152,13 +156,24 @@ def test_launchers_without_their_environment(tmp_path, monkeypatch, launcher):
         check_environment(launcher)
 
 
-def test_work_dirs_that_cannot_be_made(tmp_path):
+def fail_with(code):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+    return fail
+
+
+def test_work_dirs_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     for path, message in ((tmp_path / 'file', 'file is a file'), ('', 'not a path'),
                           (tmp_path / 'file/below', 'file is a file'),
                           ('/proc/nowhere', '/proc'), ('a\0b', 'not a path')):
         with pytest.raises(InputError, match=message):
             check_work_dir(path)
+    for code in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+        with monkeypatch.context() as patch, pytest.raises(
+                InputError, match=f'{os.strerror(code)}. Choose another --work-dir'):
+            patch.setattr('tempfile.TemporaryFile', fail_with(code))
+            check_work_dir(tmp_path / 'new')
     check_work_dir(tmp_path / 'new/below')
     assert not (tmp_path / 'new').exists()
 
@@ -176,6 +191,35 @@ def test_options_that_cannot_be_parsed(make, first, text, message):
         parser.parse_args([*first, '--cfg-options', 'b=1', text])
     assert stop.value.code.startswith(f'error: --cfg-options {text}: ')
     assert message in stop.value.code
+
+
+@pytest.mark.parametrize('key, value', [
+    ('default_scope', 'nowhere'), ('default_scope', 'a b'), ('tta_model', 5)])
+def test_parts_that_every_tool_reads(key, value):
+    with pytest.raises(InputError, match=f'{value}'):
+        load_config(CLS, {key: value})
+
+
+def test_amp_takes_numbers_though_its_hint_says_text():
+    cfg = load_config(CLS, {'optim_wrapper.type': 'AmpOptimWrapper',
+                            'optim_wrapper.loss_scale': 512.})
+    check_arguments(cfg, ['train'])
+
+
+def test_rates_that_are_scaled_by_nothing_only_matter_if_they_are_scaled():
+    check_auto_scale_lr(load_config(CLS, {'auto_scale_lr': dict(base_batch_size=0)}))
+
+
+@pytest.mark.parametrize('pipeline', [(dict(type='A'), ), [dict(type='A')], None])
+def test_seeds_precede_pipelines_of_any_kind(pipeline):
+    cfg = load_config(CLS)
+    cfg.train_dataloader.dataset.pipeline = pipeline
+    make_resumable(cfg)
+    steps = cfg.train_dataloader.dataset.pipeline
+    assert [step['type'] for step in steps] == ['SeedSample', 'A'][:1 + bool(pipeline)]
+    cfg.train_dataloader = dict(sampler=dict(), dataset=dict(type='Own'))
+    make_resumable(cfg)
+    assert 'pipeline' not in cfg.train_dataloader.dataset
 
 
 def test_loaders_without_shared_memory(monkeypatch, configs):

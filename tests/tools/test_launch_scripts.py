@@ -1,5 +1,6 @@
 """Launch scripts answer wrong arguments in one line, also when sh runs them."""
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -37,7 +38,15 @@ def test_a_port_in_use():
         done = launch('bash', 'dist_train.sh', 'c.py', '2', PORT=port)
     assert done.returncode == 2 and done.stderr.startswith(f"error: port '{port}' is ")
     assert done.stderr.count('\n') == 1
-    assert "port 'x'" in launch('bash', 'dist_train.sh', 'c.py', '2', PORT='x').stderr
+
+
+@pytest.mark.parametrize('name, value', [
+    ('NNODES', 'x'), ('NNODES', '0'), ('NODE_RANK', '-1'), ('NODE_RANK', '1'),
+    ('PORT', '2950O')])
+def test_numbers_of_machines(name, value):
+    done = launch('bash', 'dist_train.sh', 'c.py', '2', **{name: value})
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert re.match(f"error: .*{name} is '{value}'.*expected", done.stderr)
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])

@@ -52,6 +52,17 @@ def test_wrong_arguments(tiny, test, fails, config):
     assert 'COCO 2017' in fails(test, config(DET), 'other.pth')
     assert 'does not fit the model' in fails(
         test, config(DET), 'other.pth', '--mini', '--work-dir', 'work')
+    for option, message in (
+            ('tta_model=5', 'tta_model is 5; expected a dict'),
+            ('tta_model.type=X', 'cannot be built: KeyError: X'),
+            ('test_evaluator.metric_items=[x]', "metric_items has 'x'; expected"),
+            ('test_evaluator.prefix=5', 'test_evaluator.prefix is 5; expected text'),
+            ('test_evaluator.collect_device=cuda', "has 'cuda'; expected one of"),
+            ('test_evaluator=5', 'test_evaluator is 5; expected a dict')):
+        assert message in fails(test, config(DET), 'other.pth', '--mini', '--tta',
+                                '--work-dir', 'work', '--cfg-options', option)
+    assert 'x.pkl/ names a folder' in fails(
+        test, config(DET), 'other.pth', '--mini', '--out', 'x.pkl/')
     assert not (tiny / 'work').exists()
 
 

@@ -36,6 +36,18 @@ def test_wrong_config(tiny, train, fails, text, message):
     assert not (tiny / 'work').exists()
 
 
+@pytest.mark.parametrize('option, message', [
+    ('model.train_cfg.augments=[]', 'The run has failed: ValueError: .*, line '),
+    ('train_dataloader.dataset.pipeline=[]', "gives no inputs .*'PackInputs'"),
+    ('val_dataloader.dataset.pipeline.2.scale=0', r'must be > 0 \(in ResizeEdge of the p')])
+def test_what_fails_before_the_first_iteration_ends(tiny, train, fails, config, option,
+                                                    message):
+    line = fails(train, config(CLS), '--mini', '--work-dir', 'work', '--cfg-options',
+                 'log_level=ERROR', option)
+    assert re.search(message, line) and '\n' not in line
+    assert not (tiny / 'work').exists()
+
+
 def test_config_by_its_name_alone(tiny):
     name = Path(CLS).name
     cfg = load_config(name)

@@ -130,7 +130,7 @@ def main(argv=None):
         options = args.cfg_options or {}
         cfg = load_config(args.config, options, args.mini,
                           num_classes=args.num_classes)
-        if not args.checkpoint and not any(
+        if args.checkpoint is None and not any(
                 key.startswith('model.backbone.init_cfg') for key in options):
             start_from_scratch(cfg)  # without a download
         model, images, metadata = prepare_export(

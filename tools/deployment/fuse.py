@@ -49,7 +49,7 @@ def parse_args(argv=None):
 def fuse_model(spec, args):
     """Build and fuse a model; returns the report."""
     torch.manual_seed(0)
-    if args.checkpoint:
+    if args.checkpoint is not None:
         cfg = load_config(args.models[0], args.cfg_options,
                           num_classes=args.num_classes)
         model = load_model(cfg, args.checkpoint)
