@@ -7,6 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -63,6 +64,7 @@ def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for key, settings, registry in _parts(cfg, splits):
             _check_part(key, settings, registry)
+        _check_drawing(cfg)
         if 'train' in splits:
             _check_optimizer(cfg.optim_wrapper, cfg.get('param_scheduler'))
 
@@ -187,8 +189,11 @@ def _check_value(key: str, value: Any, parameter: inspect.Parameter) -> None:
     for each in as_list(value) if kinds else ():
         if all(leaf in (int, float) for leaf in kinds) and isinstance(each, str):
             raise InputError(f'{key} is {short(value)}; expected a number.')
-        if all(leaf is str for leaf in kinds) and isinstance(each, (int, float)):
+        if all(leaf in (str, Path) for leaf in kinds) and isinstance(
+                each, (int, float)):
             raise InputError(f'{key} is {short(value)}; expected text.')
+    if key.endswith('.fp16') and isinstance(value, str):
+        raise InputError(f'{key} is {value!r}; expected True or False.')
 
 
 def _leaves(kind: Any) -> Iterator[Any]:
@@ -222,6 +227,14 @@ def _known_arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     passes_on = isinstance(kind, type) and issubclass(
         kind, (CheckpointHook, _ParamScheduler))
     return known, bool(known) and (passes_on or not takes_others[0])
+
+
+def _check_drawing(cfg: Config) -> None:
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if isinstance(hook, dict) and (hook.get('draw') or hook.get('enable')) \
+            and hook.get('interval') == 0:
+        raise InputError('default_hooks.visualization.interval is 0; expected a '
+                         'positive integer, or draw (in MMPretrain enable) to be False.')
 
 
 def _check_loader(cfg: Config, split: str) -> None:

@@ -212,9 +212,11 @@ def no_empty_work_dir(work_dir: str | Path, is_new: bool,
         if isinstance(error, (InputError, ExecutionError)) or \
                 not all(map(_is_installed, frames[2:])):  # below this and the caller
             raise
+        place = [frame for frame in frames if frame.line][-1]
+        reason = one_line(error) or place.line  # such as an assertion
         raise ExecutionError(
-            f'The run has failed: {type(error).__name__}: {one_line(error)} '
-            f'({frames[-1].filename}, line {frames[-1].lineno})') from error
+            f'The run has failed: {type(error).__name__}: {reason:.400} '
+            f'({place.filename}, line {place.lineno})') from error
 
 
 def _is_installed(frame: traceback.FrameSummary) -> bool:

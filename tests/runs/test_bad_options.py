@@ -83,6 +83,8 @@ def configs():
     ('default_hooks.checkpoint', 5, 'hooks.checkpoint is 5; expected a dict'),
     ('default_hooks.checkpoint.filename_tmpl', 5, 'filename_tmpl is 5; expected text'),
     ('default_hooks.checkpoint.save_best', 5, 'save_best is 5; expected text'),
+    ('default_hooks.checkpoint.out_dir', 5, 'out_dir is 5; expected text'),
+    ('val_cfg.fp16', 'ture', "val_cfg.fp16 is 'ture'; expected True or"),
     ('default_hooks.checkpoint.out_dir', '/proc/nowhere', '/proc.*another out_dir'),
     ('log_processor.window_size', 'x', "window_size is 'x'; expected a number"),
     ('log_processor.windowsize', 1, "no argument 'windowsize'.*mean 'window_size'"),
@@ -204,6 +206,15 @@ def test_amp_takes_numbers_though_its_hint_says_text():
     cfg = load_config(CLS, {'optim_wrapper.type': 'AmpOptimWrapper',
                             'optim_wrapper.loss_scale': 512.})
     check_arguments(cfg, ['train'])
+
+
+@pytest.mark.parametrize('name, switch', [(CLS, 'enable'), (DET, 'draw')])
+def test_predictions_are_drawn_at_no_interval(name, switch):
+    never = {'default_hooks.visualization.interval': 0}
+    check_arguments(load_config(name, never), ['val'])
+    with pytest.raises(InputError, match='visualization.interval is 0; expected a pos'):
+        check_arguments(load_config(
+            name, {**never, f'default_hooks.visualization.{switch}': True}), ['val'])
 
 
 def test_rates_that_are_scaled_by_nothing_only_matter_if_they_are_scaled():

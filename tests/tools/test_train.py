@@ -38,8 +38,9 @@ def test_wrong_config(tiny, train, fails, text, message):
 
 @pytest.mark.parametrize('option, message', [
     ('model.train_cfg.augments=[]', 'The run has failed: ValueError: .*, line '),
+    ('model.train_cfg.augments.0.alpha=0', r'AssertionError: assert .*\(.*mixup.py, l'),
     ('train_dataloader.dataset.pipeline=[]', "gives no inputs .*'PackInputs'"),
-    ('val_dataloader.dataset.pipeline.2.scale=0', r'must be > 0 \(in ResizeEdge of the p')])
+    ('val_dataloader.dataset.pipeline.2.scale=0', r'must be > 0 \(in ResizeEdge of ')])
 def test_what_fails_before_the_first_iteration_ends(tiny, train, fails, config, option,
                                                     message):
     line = fails(train, config(CLS), '--mini', '--work-dir', 'work', '--cfg-options',
