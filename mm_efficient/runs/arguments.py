@@ -234,7 +234,7 @@ def _check_drawing(cfg: Config) -> None:
     if isinstance(hook, dict) and (hook.get('draw') or hook.get('enable')) \
             and hook.get('interval') == 0:
         raise InputError('default_hooks.visualization.interval is 0; expected a '
-                         'positive integer, or draw (in MMPretrain enable) to be False.')
+                         'positive integer, or draw (MMPretrain: enable) to be False.')
 
 
 def _check_loader(cfg: Config, split: str) -> None:
