@@ -66,11 +66,15 @@ within() {
 
 # benchmark PART OPTION...: all models, one after the other, beside ResNet-50
 benchmark() {
-  local part=$1 size='--batch-size 64'
+  local part=$1 size='--batch-size 64' variants=$models
   shift
-  [ "${part%800}" = "$part" ] || size='--shape 800x1344 --backbone'
+  if [ "${part%800}" != "$part" ]; then
+    size='--shape 800x1344 --backbone'
+    # As in detectors, which bound the number of landmarks, and the padding
+    variants=$(sed -E 's/(soft_tiny(_norm)?|reduceformer_b1)\b/\1_retinanet_1x/g' <<<"$models")
+  fi
   # shellcheck disable=SC2086  # models and sizes are words
-  within tools/analysis_tools/benchmark.py $models --baseline timm/resnet50 --apart \
+  within tools/analysis_tools/benchmark.py $variants --baseline timm/resnet50 --apart \
     --device cuda --threads "$OMP_NUM_THREADS" --iterations 20 --rounds 4 --warmup 5 \
     --max-seconds 1 $size "$@"
 }

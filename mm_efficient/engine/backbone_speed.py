@@ -1,6 +1,5 @@
 """Hooks that make backbones faster, and leave the rest of the model as it is."""
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .inductor import compile_for_any_size
 from .progress import DropPathProgressHook, unwrapped_model
 
 
@@ -121,7 +121,7 @@ class CompileBackboneHook(_BackboneHook):
             # dynamic=True would make variables of all numbers, such as the eps of a
             # norm, which doubles the time to compile
             backbone.register_forward_pre_hook(_mark_sizes)
-            _sort_strides_of_any_size()
+            compile_for_any_size()
             backbone.compile(**self.settings)
         runner.logger.info(
             f'{type(backbone).__name__} is compiled by {self.settings["backend"]}: the '
@@ -132,25 +132,6 @@ class CompileBackboneHook(_BackboneHook):
 def _mark_sizes(backbone: nn.Module, args: tuple) -> None:
     for dim in (0, 2, 3):
         torch._dynamo.maybe_mark_dynamic(args[0], dim)
-
-
-def _sort_strides_of_any_size() -> None:
-    """Let Inductor sort strides that depend on the image size.
-
-    Up to PyTorch 2.11 at least, it compares them as formulas, `256 * h * w < 256`, whose
-    truth SymPy cannot tell, in place of asking for the sizes at hand: EcoFormer and
-    ReduceFormer would not compile for training. 2.15 asks.
-    """
-    from torch._inductor import ir
-    from torch._inductor.virtualized import V
-    get_fill_order: Any = ir.get_fill_order
-    if 'shape_env' not in inspect.signature(get_fill_order).parameters:
-        return
-
-    def with_sizes(seq: Sequence, shape_env: Any = None) -> Sequence[int]:
-        return get_fill_order(seq, shape_env or V.graph.sizevars.shape_env)
-    with_sizes.__name__ = get_fill_order.__name__
-    ir.get_fill_order = with_sizes
 
 
 @HOOKS.register_module()

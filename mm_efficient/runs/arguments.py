@@ -239,6 +239,8 @@ def _check_drawing(cfg: Config) -> None:
 
 def _check_loader(cfg: Config, split: str) -> None:
     loader = cfg.get(f'{split}_dataloader')
+    if loader is None:
+        raise InputError(f'The config sets no {split}_dataloader.')
     if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
         raise InputError(f'{split}_dataloader is {short(loader)}; expected a dict '
                          'with dataset, sampler and batch_size.')

