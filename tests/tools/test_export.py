@@ -121,6 +121,11 @@ def test_wrong_arguments(tool, small, fails, tmp_path, capsys):
     assert 'format coreml must end with .mlpackage' in fails(
         main, small, '--out', 'small.pt', '--format', 'coreml')
     assert 'a.pth does not exist' in fails(main, small, 'a.pth', '--out', 'a.pt')
+    assert 'Checkpoint  does not exist' in fails(main, small, '', '--out', 'a.pt')
+    assert 'must end with .onnx' in fails(main, small, '--out', 'a.ONNX')
+    for opset in ('0', '99'):
+        assert f'there is no opset {opset}' in fails(
+            main, small, '--out', 'a.onnx', '--opset', opset)
     assert 'none.py does not exist' in fails(main, 'none.py', '--out', 'a.pt')
     message = fails(main, small, '--out', 'a.pt', '--fp16')
     assert 'available in format coreml only' in message

@@ -49,6 +49,14 @@ def test_numbers_of_machines(name, value):
     assert re.match(f"error: .*{name} is '{value}'.*expected", done.stderr)
 
 
+def test_torchrun_that_cannot_start():
+    done = launch('bash', 'dist_train.sh', 'c.py', '1', NNODES='2', NODE_RANK='1',
+                  PORT='70000')
+    line, = [line for line in done.stderr.splitlines() if line.startswith('error')]
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert line.startswith('error: torchrun: ValueError: ') and '70000' in line
+
+
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
 def test_another_package_of_this_name(monkeypatch, tool):
     for name in [name for name in sys.modules if name.startswith('mm_efficient')]:

@@ -40,6 +40,12 @@ def test_attention_maps(tiny, image, config, fails, capsys):
     assert 'no attention in stages [1]; this LowFormer has it in [3, 4]' in fails(
         tool, *args, '--stages', '1')
     assert 'has to end with' in fails(tool, *args, '--out', 'a.doc')
+    for option, value, message in (
+            ('--short-side', '-4', '--short-side is -4; expected pixels'),
+            ('--short-side', '20', 'cannot run on the image: ValueError: LowFormer'),
+            ('--device', 'bogus', "cannot be moved to device 'bogus'"),
+            ('--heads', '-1', '--heads must be at least 0')):
+        assert message in fails(tool, *args, option, value)
 
 
 def test_feature_maps(tiny, image, config, monkeypatch):
