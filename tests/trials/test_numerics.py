@@ -78,7 +78,8 @@ def test_bfloat16_training(tmp_path, monkeypatch, count, family, task):
     """Finite, and the mean of the last fifty losses within 10 % of float32's.
 
     RetinaNet's losses still fall steeply then, and differ by half from seed to seed:
-    the larger one of two seeds counts, and what it shows is recorded, not asserted.
+    the mean of three seeds counts against the larger one of two in float32, and what it
+    shows is recorded, not asserted.
     """
     monkeypatch.chdir(tmp_path)
     name, options = config_of(family, task)
@@ -97,16 +98,17 @@ def test_bfloat16_training(tmp_path, monkeypatch, count, family, task):
         assert code == 0, output
         return np.array(json.loads(Path(f'{folder}.json').read_text()))
 
-    single = [losses('float32', seed) for seed in ((0, 1) if task == 'det' else (0, ))]
-    half = losses('bfloat16', 0)
-    last = [each[-50:].mean() for each in single]
-    finite = all(np.isfinite(each).all() for each in (*single, half))
-    close = half[-50:].mean() < 1.1 * max(last)
-    count(f'{family}, {task}, bfloat16: {len(half)} iterations; last 50 losses '
-          f'{half[-50:].mean():.3f}, in float32 '
-          f'{" and ".join(f"{each:.3f}" for each in last)}, first 10 '
-          f'{single[0][:10].mean():.3f}', tried=1, finite=int(finite), close=int(close))
-    assert finite and len(half) >= ITERATIONS
+    single, half = (
+        [losses(dtype, seed) for seed in range(seeds if task == 'det' else 1)]
+        for dtype, seeds in (('float32', 2), ('bfloat16', 3)))
+    last = [[each[-50:].mean() for each in runs] for runs in (single, half)]
+    texts = [', '.join(f'{each:.3f}' for each in means) for means in last]
+    finite = all(np.isfinite(each).all() for each in (*single, *half))
+    close = np.mean(last[1]) < 1.1 * max(last[0])
+    count(f'{family}, {task}, bfloat16: {len(half[0])} iterations; last 50 losses '
+          f'{texts[1]}, in float32 {texts[0]}, first 10 {single[0][:10].mean():.3f}',
+          tried=1, finite=int(finite), close=int(close))
+    assert finite and len(half[0]) >= ITERATIONS
     assert close or task == 'det'
 
 
