@@ -40,7 +40,10 @@ Part = tuple[str, Any, Registry]
 READ_BEFORE = {'type', '_scope_', 'priority', 'convert_to_iter_based', 'constructor',
                'paramwise_cfg', 'optimizer'}
 
-WRONG_HINTS = ('loss_scale', )  # a number or a dict, too
+# Packages whose type hints were compared with what their classes take, and the one that
+# was wrong: a number or a dict, too
+HINTED = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch', 'mm_efficient')
+WRONG_HINTS = ('loss_scale', )
 # What entries of a data set may be, and how messages call it
 DATASET_KINDS: dict[str, tuple[Any, str]] = dict(
     data_root=(str, 'a path'), ann_file=((str, list, tuple), 'a path'),
@@ -175,7 +178,8 @@ def _check_part(key: str, settings: Any, registry: Registry) -> None:
         raise InputError(
             f'{key}: {getattr(kind, "__name__", kind)} has no argument {unknown[0]!r}'
             f'{did_you_mean(unknown[0], known)}.')
-    for name, value in settings.items():
+    package = getattr(kind, '__module__', '').partition('.')[0]
+    for name, value in settings.items() if package in HINTED else ():
         if name in known and name not in (*READ_BEFORE, *WRONG_HINTS):
             _check_value(f'{key}.{name}', value, known[name])
 

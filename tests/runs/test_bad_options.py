@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from mm_efficient.analysis.cli import model_parser
 from mm_efficient.errors import InputError
@@ -200,6 +201,18 @@ def test_options_that_cannot_be_parsed(make, first, text, message):
 def test_parts_that_every_tool_reads(key, value):
     with pytest.raises(InputError, match=f'{value}'):
         load_config(CLS, {key: value})
+
+
+def test_hints_of_other_peoples_classes_are_not_trusted(configs):
+    class Report(Hook):
+        def __init__(self, count: int = 1):
+            pass
+    cfg = configs[CLS].copy()
+    cfg.custom_hooks = [dict(type=Report, count='5')]
+    check_arguments(cfg, ['train'])
+    cfg.custom_hooks = [dict(type='LoggerHook', interval='5')]
+    with pytest.raises(InputError, match='custom_hooks.0.interval is .5.; expected a'):
+        check_arguments(cfg, ['train'])
 
 
 def test_amp_takes_numbers_though_its_hint_says_text():
