@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.graph import GraphLowering
+from torch._inductor.utils import fresh_inductor_cache
 from torch.utils.checkpoint import checkpoint
 
 from mm_efficient.engine import (
@@ -197,7 +198,7 @@ def test_inductor_lowers_a_training_on_tokens(monkeypatch):
     monkeypatch.setattr(GraphLowering, 'codegen', stop)
     model = Tokens()
     call(CompileBackboneHook(), nn.ModuleDict(dict(backbone=model)))
-    with pytest.raises(Exception, match='lowered'):
+    with fresh_inductor_cache(), pytest.raises(Exception, match='lowered'):
         model(torch.randn(2, 3, 64, 96))
 
 
