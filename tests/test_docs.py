@@ -171,6 +171,7 @@ def check_pytest(arguments, monkeypatch):
         for marker in {*arguments[index + 1].split()} - {'and', 'or', 'not'}:
             assert f'"{marker}: ' in settings, f'there is no marker {marker}'
         arguments = arguments[:index] + arguments[index + 2:]
+    arguments = [each for each in arguments if not re.fullmatch(r'-n\d+', each)]
     paths, word = arguments, None
     if '-k' in arguments:
         paths, word = arguments[:arguments.index('-k')], arguments[-1]
