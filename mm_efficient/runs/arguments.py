@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,10 +45,29 @@ READ_BEFORE = {'type', '_scope_', 'priority', 'convert_to_iter_based', 'construc
 HINTED = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch', 'mm_efficient')
 WRONG_HINTS = ('loss_scale', )
 # What entries of a data set may be, and how messages call it
-DATASET_KINDS: dict[str, tuple[Any, str]] = dict(
-    data_root=(str, 'a path'), ann_file=((str, list, tuple), 'a path'),
-    data_prefix=((str, dict, list, tuple), 'a path or a dict of paths'),
-    metainfo=(dict, 'a dict'), pipeline=((list, tuple), 'a list of dicts'))
+NONE = type(None)
+Kinds = dict[str, tuple[Any, str]]
+DATASET_KINDS: Kinds = dict(
+    data_root=((str, NONE), 'path'), ann_file=((str, list, tuple, NONE), 'path'),
+    data_prefix=((str, dict, list, tuple, NONE), 'path or a dict of paths'),
+    metainfo=((dict, NONE), 'dict'), pipeline=((list, tuple, NONE), 'list of dicts'))
+
+
+def check_kinds(settings: Mapping[str, Any], kinds: Kinds, prefix: str = '') -> None:
+    """Check what kinds of values settings have; objects may be anything.
+
+    Args:
+        settings (Mapping): A config or a part of one.
+        kinds (dict): Key -> types that its value may have, and what a message calls it.
+        prefix (str): Of keys in messages. Defaults to ''.
+
+    Raises:
+        InputError: If a value is of another kind.
+    """
+    for key, (types, expected) in kinds.items():
+        value = settings.get(key)
+        if isinstance(value, (*PLAIN, dict, NONE)) and not isinstance(value, types):
+            raise InputError(f'{prefix}{key} is {short(value)}; expected a {expected}.')
 
 
 def check_arguments(cfg: Config, splits: Iterable[str]) -> None:
@@ -196,7 +215,7 @@ def _check_value(key: str, value: Any, parameter: inspect.Parameter) -> None:
         if all(leaf in (str, Path) for leaf in kinds) and isinstance(
                 each, (int, float)):
             raise InputError(f'{key} is {short(value)}; expected text.')
-    if key.endswith('.fp16') and isinstance(value, str):
+    if key.endswith('.fp16') and isinstance(value, str):  # autocast takes no text
         raise InputError(f'{key} is {value!r}; expected True or False.')
 
 
@@ -254,11 +273,7 @@ def _check_loader(cfg: Config, split: str) -> None:
             raise InputError(f'{split}_dataloader.{key} is {value!r}; expected an '
                              f'integer of at least {least}.')
     for dataset in leaf_datasets(loader['dataset']):
-        for key, (kinds, expected) in DATASET_KINDS.items():
-            value = dataset.get(key)
-            if isinstance(value, (*PLAIN, dict)) and not isinstance(value, kinds):
-                raise InputError(f'{split}_dataloader.dataset.{key} is {short(value)}; '
-                                 f'expected {expected}.')
+        check_kinds(dataset, DATASET_KINDS, f'{split}_dataloader.dataset.')
 
 
 def _check_optimizer(wrapper: Any, schedulers: Any = None) -> None:

@@ -13,16 +13,17 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
-from ..errors import InputError, one_line, short
+from ..errors import InputError, one_line
 from ..files import config_files, join_root
+from .arguments import NONE, Kinds, check_kinds
 from .classes import head_classes, set_classes, set_num_classes
 from .mini import apply_mini
 from .overrides import check_options
-from .traversal import PLAIN, SPLITS, as_list, split_datasets, split_metrics
+from .traversal import SPLITS, as_list, split_datasets, split_metrics
 
-NONE, MAPPING = type(None), (dict, type(None))
+MAPPING = (dict, NONE)
 # What a part of a config may be besides an object, and how messages call it
-KINDS: dict[str, tuple[Any, str]] = {
+KINDS: Kinds = {
     'model': (dict, 'dict'), 'default_scope': ((str, NONE), 'name'),
     'custom_hooks': ((list, tuple, NONE), 'list of dicts'),
     'tta_pipeline': ((list, tuple, NONE), 'list of dicts'),
@@ -101,13 +102,6 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
             reason = one_line(error.args[0] if known else error)
             raise InputError(f'--cfg-options {key}={value}: {reason}') from None
     _check_complete(cfg)
-
-
-def _check_kinds(cfg: Config) -> None:
-    for key, (kinds, expected) in KINDS.items():
-        value = cfg.get(key)
-        if isinstance(value, (*PLAIN, dict, NONE)) and not isinstance(value, kinds):
-            raise InputError(f'{key} is {short(value)}; expected a {expected}.')
 
 
 def _set_classes(cfg: Config, num_classes: int | None,
@@ -199,7 +193,7 @@ def _check_complete(cfg: Config) -> None:
                          'base of others.')
     if cfg.get('default_scope') is None and isinstance(cfg.model, dict):
         cfg.default_scope = _scope_of(cfg.model)
-    _check_kinds(cfg)
+    check_kinds(cfg, KINDS)
     scope = cfg.get('default_scope')
     if scope is None:
         raise InputError(
