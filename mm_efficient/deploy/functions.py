@@ -29,7 +29,7 @@ class Function(nn.Module):
 
     Args:
         name (str): Name in the ONNX file.
-        module (nn.Module): Takes tensors and returns one of the shape of the first.
+        module (nn.Module): Takes tensors and returns one.
         shapes (list[list[torch.Size]]): Shapes of the tensors, in several calls.
     """
 
@@ -98,19 +98,24 @@ class Call(nn.Module):
             takes the output of the one before. They are one call while tracing, which
             :func:`define_functions` splits.
         name (str): Name of the function.
+        sizes (list[tuple[int, int]]): Where the sizes of the output come from: which
+            dimension of which input.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], name: str):
+    def __init__(self, modules: Sequence[nn.Module], name: str,
+                 sizes: list[tuple[int, int]]):
         super().__init__()
         self.called = nn.ModuleList(modules)
         self.name = name
+        self.sizes = sizes
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Trace the call; its value means nothing."""
         weights = [_weights(module).values() for module in self.called]
+        shape = [inputs[i].shape[dim] for i, dim in self.sizes]
         return torch.onnx.ops.symbolic(
-            f'{DOMAIN}::{self.name}', (x, *others, *chain(*weights)),
-            dtype=x.dtype, shape=x.shape, version=1)
+            f'{DOMAIN}::{self.name}', (*inputs, *chain(*weights)),
+            dtype=inputs[0].dtype, shape=shape, version=1)
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -149,7 +154,7 @@ def split_functions(model: nn.Module) -> list[Function]:
             [x.shape for x in inputs] for each in names for inputs, _ in calls[each]]))
         for first, *others in _chains(names, calls):
             called = [backbone.get_submodule(each) for each in (first, *others)]
-            _replace(backbone, first, Call(called, name))
+            _replace(backbone, first, Call(called, name, _sizes(calls[first])))
             for each in others:
                 _replace(backbone, each, nn.Identity())
     return functions
@@ -172,14 +177,13 @@ def _is_function(module: nn.Module) -> bool:
 
 
 def _record_calls(backbone: PyramidBackbone) -> Calls:
-    """Calls of all candidates that take tensors and return one like the first."""
+    """Calls of all candidates that take tensors and return one."""
     backbone = copy.deepcopy(backbone).to('meta')
     calls: Calls = {}
 
     def record(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            if all(isinstance(x, Tensor) for x in (*inputs, output)) and (
-                    output.shape == inputs[0].shape):
+            if all(isinstance(x, Tensor) for x in (*inputs, output)):
                 calls[name].append((inputs, output))
         return hook
 
@@ -188,7 +192,21 @@ def _record_calls(backbone: PyramidBackbone) -> Calls:
         backbone.get_submodule(name).register_forward_hook(record(name))
     for batch_size, *size in SHAPES:
         backbone(torch.empty(batch_size, backbone.in_channels, *size, device='meta'))
-    return {name: found for name, found in calls.items() if len(found) == len(SHAPES)}
+    return {name: found for name, found in calls.items()
+            if len(found) == len(SHAPES) and _sizes(found)}
+
+
+def _sizes(calls: list[tuple[tuple[Tensor, ...], Tensor]]) -> list[tuple[int, int]]:
+    """Input and dimension that each size of the output comes from, if all do."""
+    inputs, output = calls[0]
+    sizes = []
+    for k in range(output.dim()):
+        source = next(((i, dim) for i, x in enumerate(inputs) for dim in range(x.dim())
+                       if all(xs[i].shape[dim] == y.shape[k] for xs, y in calls)), None)
+        if source is None:
+            return []
+        sizes.append(source)
+    return sizes
 
 
 def _chains(names: Sequence[str], calls: Calls) -> list[list[str]]:
@@ -197,7 +215,7 @@ def _chains(names: Sequence[str], calls: Calls) -> list[list[str]]:
     end = None
     for name in names[::-1]:
         (x, *others), output = calls[name][0]
-        if x is end and not others:
+        if x is end and not others and x.shape == output.shape:
             chains[-1].append(name)
         else:
             chains.append([name])

@@ -26,7 +26,7 @@ HEAD_DIMS = 32
 
 
 class LandmarkInverse(nn.Module):
-    """Pseudo-inverse of the landmark kernel matrices.
+    """Pseudo-inverse of the kernel matrix of landmarks.
 
     Args:
         normalized (bool): Use the degree-normalised inverse.
@@ -40,9 +40,9 @@ class LandmarkInverse(nn.Module):
         super().__init__()
         self.invert = normalized_inverse if normalized else regularized_inverse
 
-    def forward(self, kernel: Tensor) -> Tensor:
-        """(B, heads, m, m) -> (B, heads, m, m)."""
-        return self.invert(kernel)
+    def forward(self, landmarks: Tensor) -> Tensor:
+        """(B, heads, m, d) -> (B, heads, m, m)."""
+        return self.invert(landmark_kernel(landmarks))
 
 
 class GaussianAttention(nn.Module):
@@ -137,7 +137,7 @@ class SOFTAttention(nn.Module):
     def _landmarks_and_inverse(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """(B, h, w, C) -> (B, heads, m, d) and (B, heads, m, m)."""
         landmarks = self._landmarks(query)
-        inverse = self.inverse(landmark_kernel(landmarks))
+        inverse = self.inverse(landmarks)
         tokens = query.shape[1] * query.shape[2]
         if self.pretrain_grid and not (is_eager() and tokens == self.pretrain_grid**2):
             inverse = inverse * (self.pretrain_grid**2 / tokens)
@@ -166,7 +166,7 @@ class SOFTAttention(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, heads, h * w, d)."""
-        return self._split_channels(x).flatten(1, 2).transpose(1, 2)
+        return x.reshape(x.shape[0], -1, self.num_heads, HEAD_DIMS).transpose(1, 2)
 
     def _convolve(self, value: Tensor) -> Tensor:
         weight = self.value_conv.weight[:, None].expand(-1, HEAD_DIMS, -1, -1, -1)

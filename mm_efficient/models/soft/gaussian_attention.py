@@ -100,14 +100,15 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
         Tensor: (B, heads, N, d).
     """
     with autocast_disabled(query):
-        if torch.jit.is_tracing():  # TorchScript has no autograd functions
-            query, landmarks, value, inverse = map(
-                at_least_float32, (query, landmarks, value, inverse))
-            kernel = gaussian_kernel(query, landmarks)
-            return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
         if _kernel_serves(query, landmarks, value):
             return torch.ops.mm_efficient.gaussian_attention(
                 query, at_least_float32(landmarks), value, at_least_float32(inverse))[0]
+        if torch.jit.is_tracing() or is_compiling() and not torch.is_grad_enabled():
+            # Without the autograd function: fewer nodes, and TorchScript has none
+            query, landmarks, value, inverse = map(
+                at_least_float32, (query, landmarks, value, inverse))
+            kernel = _kernel(*_homogeneous(query, landmarks))
+            return kernel @ (inverse @ (kernel.transpose(-1, -2) @ value))
         out = _GaussianAttention.apply(*map(
             _grouped, (query, landmarks, value, inverse)))
         return out.view(query.shape)
@@ -146,7 +147,9 @@ def _chunks(query: Tensor, landmarks: Tensor) -> Iterator[slice]:
 
 
 def _squared_norm(x: Tensor) -> Tensor:
-    """(G, n, d) -> (G, n, 1)."""
+    """(..., n, d) -> (..., n, 1)."""
+    if not is_eager():
+        return x.square().sum(-1, keepdim=True)
     if x.device.type == 'cpu':  # a norm of heads that are not contiguous is slow there
         return torch.linalg.vecdot(x, x).unsqueeze(-1)
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()  # fewer bytes
@@ -155,14 +158,15 @@ def _squared_norm(x: Tensor) -> Tensor:
 def _homogeneous(query: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     """Return q' and l' with q' . l' = -|q - l|^2 / 2: one matmul, no broadcasting."""
     norm_q, norm_l = map(_squared_norm, (query, landmarks))
-    query = torch.cat([query, norm_q, torch.ones_like(norm_q)], -1)  # (G, N, d + 2)
+    # (..., N, d + 2) and (..., d + 2, m)
+    query = torch.cat([query, norm_q, torch.ones_like(norm_q)], -1)
     landmarks = torch.cat([landmarks, torch.full_like(norm_l, -0.5), -0.5 * norm_l], -1)
-    return query, landmarks.transpose(1, 2)  # the latter (G, d + 2, m)
+    return query, landmarks.transpose(-1, -2)
 
 
 def _kernel(query: Tensor, landmarks: Tensor) -> Tensor:
-    """Kernel matrix of homogeneous coordinates, (G, n, m)."""
-    return torch.bmm(query, landmarks).clamp_(max=0).exp_()
+    """Kernel matrix of homogeneous coordinates, (..., n, m)."""
+    return (query @ landmarks).clamp_(max=0).exp_()
 
 
 class _GaussianAttention(Function):

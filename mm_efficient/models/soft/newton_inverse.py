@@ -35,8 +35,9 @@ COLUMN_SUM_LIMIT = 1.01
 ONNX_STEPS = """
 NewtonSteps <steps> (kernel, start) => (inverse) {
     steps = Constant <value_int: int = @steps> ()
-    inverse = Loop (steps, , start) <body = step (int64 i, bool go_on, float[g, m, m] x)
-        => (bool still, float[g, m, m] next) {
+    inverse = Loop (steps, , start) <body = step (
+            int64 i, bool go_on, float[b, h, m, m] x)
+        => (bool still, float[b, h, m, m] next) {
         still = Identity (go_on)
         twice = Add (x, x)
         right = MatMul (kernel, x)
@@ -154,12 +155,12 @@ def onnx_steps() -> Iterator[None]:
 
 def _iterate(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
     shape = kernel.shape
-    x = (alpha * kernel).flatten(0, 1)  # (B * heads, m, m)
-    kernel = kernel.flatten(0, 1)
+    x = alpha * kernel
     if _calls_onnx_steps:
         return torch.onnx.ops.symbolic(
             'mm_efficient::NewtonSteps', (kernel, x), dict(steps=steps), dtype=x.dtype,
-            shape=x.shape, version=1).view(shape)
+            shape=shape, version=1)
+    x, kernel = x.flatten(0, 1), kernel.flatten(0, 1)  # (B * heads, m, m)
     for _ in range(steps):
         x = torch.baddbmm(x, x, kernel @ x, beta=2, alpha=-1)
     return x.view(shape)
