@@ -31,7 +31,7 @@ from torch.nn.init import trunc_normal_
 
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import NUM_STAGES, PyramidBackbone, drop_path_rates, run_blocks
-from ..layers import LayerNorm
+from ..layers import LayerNorm, is_eager
 from ..recomputing import RecomputingStem, gelu_then
 from .attention import HEAD_DIMS, SOFTAttention
 
@@ -263,8 +263,10 @@ def resize_position(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
         Tensor: (1, h, w, C), bit-equal to the input if h = w = side.
     """
     side = int(pos_embed.shape[1]**0.5)
-    grid = pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=tuple(size), mode='bilinear',
+    grid = pos_embed.unflatten(1, (side, side))
+    if is_eager() and tuple(size) == (side, side):
+        return grid
+    grid = F.interpolate(grid.permute(0, 3, 1, 2), size=tuple(size), mode='bilinear',
                          align_corners=False)
     return grid.permute(0, 2, 3, 1)
 

@@ -158,9 +158,10 @@ def _squared_norm(x: Tensor) -> Tensor:
 def _homogeneous(query: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     """Return q' and l' with q' . l' = -|q - l|^2 / 2: one matmul, no broadcasting."""
     norm_q, norm_l = map(_squared_norm, (query, landmarks))
+    minus_half = torch.full((), -0.5, dtype=query.dtype, device=query.device)
     # (..., N, d + 2) and (..., d + 2, m)
-    query = torch.cat([query, norm_q, torch.ones_like(norm_q)], -1)
-    landmarks = torch.cat([landmarks, torch.full_like(norm_l, -0.5), -0.5 * norm_l], -1)
+    query = torch.cat([query, norm_q, minus_half.expand_as(norm_q)], -1)
+    landmarks = torch.cat([landmarks, minus_half.expand_as(norm_l), norm_l], -1)
     return query, landmarks.transpose(-1, -2)
 
 
@@ -206,7 +207,7 @@ class _GaussianAttention(Function):
         # dL/dK = grad mixed^T + value grad_summary^T, as one matmul
         right = torch.cat([mixed, grad_summary], -1).transpose(1, 2)
         grad_query, grad_value = [], []
-        moments: Any = None  # sums over the tokens of weight times (q, |q|^2, 1)
+        moments: Any = None  # sums over the tokens of weight times (q, |q|^2, -1/2)
         for c in chunks:
             if len(chunks) > 1:
                 kernel = _kernel(q[:, c], l)
@@ -218,7 +219,8 @@ class _GaussianAttention(Function):
             grad_query.append(torch.addcmul(
                 moved[..., :-2], moved[..., -2:-1], query[:, c], value=2))
             moments = _added(moments, weight.transpose(1, 2), q[:, c])
-        grad_landmarks = moments[..., :-2] - moments[..., -1:] * landmarks
+        grad_landmarks = torch.addcmul(
+            moments[..., :-2], moments[..., -1:], landmarks, value=2)
         return _joined(grad_query), grad_landmarks, _joined(grad_value), grad_inverse
 
 

@@ -104,16 +104,16 @@ def _start_factor(kernel: Tensor, degree: Tensor) -> Tensor:
     ``max(1 + s (c - 2 d), s c - 1)``, because entries of A A are non-negative. So there
     is a largest s, and the number of halvings follows without trying them.
     """
-    half_square = degree.amax((1, 2), keepdim=True).square() / 2  # 1 / alpha, (B, 1, 1)
+    square = degree.amax((1, 2), keepdim=True).square()  # 2 / alpha, (B, 1, 1)
     with torch.no_grad():
         norm = torch.linalg.vector_norm(kernel, dim=-1)  # its square is d
         column_sum = (kernel @ degree[..., None])[..., 0]  # c, (B, heads, m)
         excess = add_scaled(column_sum, norm.square(), -2)
         bound = torch.maximum(excess / (COLUMN_SUM_LIMIT - 1),
                               column_sum / (COLUMN_SUM_LIMIT + 1))
-        ratio = half_square / bound.amax((1, 2), keepdim=True)  # largest s over alpha
-        factor = ratio.log2().floor().clamp(-MAX_HALVINGS, 0).exp2()
-    return (factor / half_square)[..., None]
+        ratio = square / bound.amax((1, 2), keepdim=True)  # 2 * largest s over alpha
+        factor = ratio.log2().floor().clamp(1 - MAX_HALVINGS, 1).exp2()
+    return (factor / square)[..., None]
 
 
 def newton_iteration_reference(kernel: Tensor, alpha: Tensor, steps: int) -> Tensor:
