@@ -14,7 +14,8 @@ gets a log and a file of figures per part, and report.md.
 
 Parts, each at most nine minutes:
   part1 ... part5   pytest -m "cuda and part1", ...; see docs/gpu.md
-  latency224        batch 64 at 224: eager and as a CUDA graph, in fp16 and bf16
+  latency224        batch 64 at 224: eager, with autocast and converted, and as a
+                    CUDA graph, in fp16 and bf16
   latency800        the same for backbones, batch 1 at 800x1344
   compiled224       batch 64 at 224: torch.compile, in fp16, then in bf16
   compiled800       the same for backbones, batch 1 at 800x1344
@@ -88,7 +89,7 @@ run_part() {
   local part=$1 end=$((SECONDS + seconds)) status=0 dtype
   case "$part" in
     latency*)
-      benchmark "$part" --dtype fp16 bf16 --backend eager cudagraph \
+      benchmark "$part" --dtype fp16 bf16 --backend eager converted cudagraph \
         --out "$out/$part.jsonl" "$out/$part.md" ;;
     compiled*)
       for dtype in fp16 bf16; do

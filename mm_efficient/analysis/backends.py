@@ -4,14 +4,15 @@ A backend is ``eager``, ``compile`` (`torch.compile`), ``torchscript`` (traced, 
 and optimised for inference, as LowFormer's authors do), ``onnxruntime`` or
 ``cudagraph`` (the eager model as a CUDA graph: all its kernels, launched at once).
 Changes to the model may precede it, joined with ``+``: ``fused``
-(:func:`~mm_efficient.deploy.fuse`) and ``channels_last`` (memory format of weights and
-images).
+(:func:`~mm_efficient.deploy.fuse`), ``channels_last`` (memory format of weights and
+images) and ``converted`` (weights and images in half precision, for deployment).
 
 A step is ``forward``, inference, or ``train``, forward and backward in training mode,
 with ``eager`` or ``compile``.
 
-fp16 and bf16 are automatic mixed precision inside the model, as in OpenMMLab's tests:
-it works for every model, including those that compute parts in float32.
+fp16 and bf16 are automatic mixed precision inside the model, as in OpenMMLab's tests,
+unless it is ``converted``: it works for every model, including those that compute parts
+in float32, but casts each weight in every pass.
 """
 import contextlib
 import copy
@@ -33,7 +34,7 @@ from .complexity import Forward, call_model
 from .models import find_model
 
 BACKENDS = ('eager', 'compile', 'torchscript', 'onnxruntime', 'cudagraph')
-CHANGES = ('fused', 'channels_last')
+CHANGES = ('fused', 'channels_last', 'converted')
 STEPS = ('forward', 'train')
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 FIT_SIZE = 96  # side of the random images that hash functions are fitted to
@@ -74,10 +75,14 @@ def check_backend(backend: str, dtype: str, step: str = 'forward',
     if onnx and dtype != 'fp32':
         raise InputError(f'backend {backend} supports fp32 only, got {dtype}; leave '
                          'one of them out.')
+    if 'converted' in changes and dtype == 'fp32':
+        raise InputError(f'backend {backend} converts to half precision, got fp32; add '
+                         '--dtype fp16 or bf16, or leave the backend out.')
     if base == 'cudagraph' and not device.startswith('cuda'):
         raise InputError(f'backend {backend} is for CUDA only, got device {device}; '
                          'add --device cuda, or leave the backend out.')
-    if step == 'train' and (base not in ('eager', 'compile') or 'fused' in changes):
+    if step == 'train' and (base not in ('eager', 'compile')
+                            or not {*changes} <= {'channels_last'}):
         raise InputError(f'backend {backend} is for inference only; expected eager, '
                          'compile, channels_last or channels_last+compile with --step '
                          'train.')
@@ -154,6 +159,9 @@ def prepare(model: Forward, backend: str, dtype: str, x: Tensor, step: str = 'fo
     if 'channels_last' in changes:
         module = module.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
+    if 'converted' in changes:
+        module, x = module.to(module.dtype), x.to(module.dtype)
+        module.dtype = None  # no autocast
     weights = sum(t.nbytes for t in module.state_dict().values())
     if step == 'train':
         return _training_step(module, base == 'compile', x), weights

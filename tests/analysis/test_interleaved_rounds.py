@@ -211,7 +211,10 @@ def test_what_cannot_be_timed(swift):
             (dict(backend='compile+eager'), "unknown backend 'compile.eager'"),
             (dict(backend='channels_last+onnxruntime'), 'memory format itself'),
             (dict(backend='onnxruntime', dtype='bf16'), 'fp32 only'),
+            (dict(backend='converted'), 'converts to half precision, got fp32; add'),
             (dict(backend='fused', step='train'), 'fused is for inference only'),
+            (dict(backend='converted', dtype='bf16', step='train'),
+             'converted is for inference only'),
             (dict(backend='onnxruntime', step='train'), 'is for inference only'),
             (dict(backend='fused+cudagraph'), 'is for CUDA only, got device cpu; add'),
             (dict(backend='cudagraph', step='train', device='cuda'),
@@ -252,6 +255,16 @@ def test_backends_compute_the_same(monkeypatch):
     assert eager['deviation'] == 0 < fused['deviation']
     assert fused['peak_mib'] < eager['peak_mib']
     assert torch.get_num_threads() == threads
+
+
+def test_converted_models_are_in_half_precision(swift):
+    ways = [('eager', 'fp32'), ('eager', 'bf16'), ('converted', 'bf16'),
+            ('fused+converted', 'bf16')]
+    rows = run_benchmark([BenchmarkRun(swift, backend, dtype, 2, 64, 64)
+                          for backend, dtype in ways], SHORT)
+    _, mixed, converted, fused = rows
+    assert 0 < converted['deviation'] < 0.1 and 0 < fused['deviation'] < 0.1
+    assert fused['peak_mib'] < converted['peak_mib'] < 0.7 * mixed['peak_mib']
 
 
 def test_many_models_are_compiled(monkeypatch):

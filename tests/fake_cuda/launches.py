@@ -19,12 +19,15 @@ from mm_efficient import kernels
 
 VARIANTS = ('soft_tiny', 'soft_tiny_norm', 'swiftformer_xs', 'lowformer_b0',
             'reduceformer_b1', 'ecoformer_pvt_b0', 'ecoformer_twins_s')
-DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16,
+              half=torch.float16)
 
 
 def measure(variant, size=(64, 224, 224), dtype='fp16', train=False,
             channels_last=False, with_cp=False):
     """Run a backbone, or with ``timm/`` a classifier, once; returns the spy."""
+    autocast = dtype in ('fp16', 'bf16')
+    torch.set_default_dtype(torch.float32 if autocast else DTYPES[dtype])  # of weights
     with FakeTensorMode():
         with torch.device('cuda'):
             if variant.startswith('timm/'):
@@ -40,7 +43,7 @@ def measure(variant, size=(64, 224, 224), dtype='fp16', train=False,
             x = x.to(memory_format=torch.channels_last)
         spy = Spy()
         with torch.set_grad_enabled(train), spy:
-            with torch.autocast('cuda', DTYPES[dtype], enabled=dtype != 'fp32'):
+            with torch.autocast('cuda', DTYPES[dtype], enabled=autocast):
                 outs = tensors(model(x))
             if train:
                 sum(out.float().mean() for out in outs).backward()
@@ -55,7 +58,8 @@ def parse_args():
     parser.add_argument('--size', nargs=3, type=int, default=(64, 224, 224),
                         metavar=('B', 'H', 'W'), help='images (default: 64 224 224)')
     parser.add_argument('--dtype', default='fp16', choices=DTYPES,
-                        help='type of autocast (default: fp16)')
+                        help='type of autocast, or half for weights and images in '
+                             'float16 (default: fp16)')
     parser.add_argument('--train', action='store_true', help='forward and backward')
     parser.add_argument('--channels-last', action='store_true', help='of images')
     parser.add_argument('--with-cp', action='store_true', help='checkpoint all blocks')
