@@ -7,10 +7,16 @@ usage() {
 Usage: bash tools/gpu_report.sh FOLDER [PART...]
 
 Run the tests that need an NVIDIA GPU, and time all families, part by part. FOLDER
-gets a log and a file of figures per part, and report.md.
+gets a log and a file of figures per part, and report.md, to which each run adds.
 
   bash tools/gpu_report.sh report                     all parts, about an hour
   bash tools/gpu_report.sh report part1 latency224    two of them
+  bash tools/gpu_report.sh report part1+part3+part4+part5
+                                                      four at the same time
+
+In half an hour, on a machine with 16 cores: the last command, then
+"part2 latency224 latency800", then "compiled224 compiled800", which need the GPU for
+themselves.
 
 Parts, each at most nine minutes:
   part1 ... part5   pytest -m "cuda and part1", ...; see docs/gpu.md
@@ -21,7 +27,8 @@ Parts, each at most nine minutes:
   compiled800       the same for backbones, batch 1 at 800x1344
 
 The last four add to .jsonl files after each model, and write .md tables of them. A
-part that is stopped keeps the models that were done.
+part that is stopped keeps the models that were done. compiled... compiles all models at
+the same time, then times them one by one.
 
 It needs Python 3.10 or later, PyTorch, torchvision and pytest, and OpenMMLab's
 packages (docs/installation.md), on PYTHONPATH or installed. It works in a checkout.
@@ -42,7 +49,8 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd -P)
 shift
 [ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency224 latency800 compiled224 compiled800
-for part; do
+parts="$*"
+for part in ${parts//+/ }; do
   case "$part" in
     part[1-5] | latency224 | latency800 | compiled224 | compiled800) ;;
     *) echo "gpu_report.sh: error: unknown part '$part'" >&2; exit 2 ;;
@@ -55,7 +63,7 @@ models='timm/resnet50 swin-tiny_16xb64_in1k timm/swiftformer_xs timm/lowformer_b
   timm/pvt_v2_b0 soft_tiny soft_tiny_norm ecoformer_pvt_b0 ecoformer_twins_s
   swiftformer_xs lowformer_b0 reduceformer_b1'
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} MM_EFFICIENT_FIGURES=$out
+export MM_EFFICIENT_FIGURES=$out TORCHINDUCTOR_COMPILE_THREADS=2
 cd "$root" || exit 2
 
 # within COMMAND...: until the end of the part; SIGINT lets it report what it has done
@@ -65,41 +73,61 @@ within() {
   timeout --signal=INT --kill-after=20 "$left" "$python" "$@"
 }
 
-# benchmark PART OPTION...: all models, one after the other, beside ResNet-50
+# benchmark OPTION...: models of the variable $variants, one after the other
 benchmark() {
-  local part=$1 size='--batch-size 64' variants=$models
-  shift
+  # shellcheck disable=SC2086  # models and sizes are words
+  within tools/analysis_tools/benchmark.py $variants --device cuda $size "$@"
+}
+
+# time_models OPTION...: each beside ResNet-50
+time_models() {
+  benchmark --baseline timm/resnet50 --apart --threads 8 --iterations 20 --rounds 4 \
+    --warmup 5 --max-seconds 1 "$@"
+}
+
+# compile_models OPTION...: all at the same time, into Inductor's cache
+compile_models() {
+  local all=$variants variants
+  for variants in $all; do
+    while [ "$(jobs -rp | wc -l)" -ge "$workers" ]; do wait -n; done
+    benchmark --iterations 1 --rounds 1 --warmup 1 --threads 1 "$@" &
+  done
+  wait
+}
+
+# run_tests PART: in several processes, but for part2, which measures times
+run_tests() {
+  local parallel=
+  if [ "$1" != part2 ] && "$python" -c 'import xdist' 2>/dev/null; then
+    parallel="-n $workers"
+    export OMP_NUM_THREADS=1
+  fi
+  # Without pyproject's options for pytest-xdist, which may not be there
+  # shellcheck disable=SC2086  # an option and its value
+  within -m pytest -o addopts=-ra --tb=short --show-capture=no --durations=10 $parallel \
+    -m "cuda and $1" tests/cuda
+}
+
+run_part() {
+  local part=$1 end=$((SECONDS + seconds)) status=0 dtype
+  local size='--batch-size 64' variants=$models
   if [ "${part%800}" != "$part" ]; then
     size='--shape 800x1344 --backbone'
     # As in detectors, which bound the number of landmarks, and the padding
     variants=$(sed -E 's/(soft_tiny(_norm)?|reduceformer_b1)\b/\1_retinanet_1x/g' <<<"$models")
   fi
-  # shellcheck disable=SC2086  # models and sizes are words
-  within tools/analysis_tools/benchmark.py $variants --baseline timm/resnet50 --apart \
-    --device cuda --threads "$OMP_NUM_THREADS" --iterations 20 --rounds 4 --warmup 5 \
-    --max-seconds 1 $size "$@"
-}
-
-# processes PART: what is timed, part2, runs by itself
-processes() {
-  [ "$1" = part2 ] || ! "$python" -c 'import xdist' 2>/dev/null || echo '-n 8'
-}
-
-run_part() {
-  local part=$1 end=$((SECONDS + seconds)) status=0 dtype
   case "$part" in
     latency*)
-      benchmark "$part" --dtype fp16 bf16 --backend eager converted cudagraph \
+      time_models --dtype fp16 bf16 --backend eager converted cudagraph \
         --out "$out/$part.jsonl" "$out/$part.md" ;;
     compiled*)
       for dtype in fp16 bf16; do
-        benchmark "$part" --dtype "$dtype" --backend compile \
+        compile_models --dtype "$dtype" --backend compile
+        time_models --dtype "$dtype" --backend compile \
           --out "$out/$part.jsonl" "$out/${part}_$dtype.md" || status=$?
       done
       return "$status" ;;
-    # Without pyproject's options for pytest-xdist, which may not be there
-    *) within -m pytest -o addopts=-ra --tb=short --show-capture=no --durations=10 \
-      $(processes "$part") -m "cuda and $part" tests/cuda ;;
+    *) run_tests "$part" ;;
   esac
 }
 
@@ -113,14 +141,13 @@ failed=0
 print(f"- Python {sys.version.split()[0]}, PyTorch {torch.__version__}")'
   echo "- commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), $(date -u +%F)"
   echo
-} >"$out/report.md"
-for part; do
-  begin=$SECONDS
-  run_part "$part" >"$out/$part.log" 2>&1
-  status=$?
-  [ "$status" = 0 ] || failed=1
+} >>"$out/report.md"
+
+# report_part PART STATUS SECONDS
+report_part() {
+  local part=$1 table result="$1: exit status $2, $3 s"
   {
-    echo "## $part: exit status $status, $((SECONDS - begin)) s"
+    echo "## $result"
     echo
     echo '```text'
     case "$part" in
@@ -134,7 +161,23 @@ for part; do
     done
     echo
   } >>"$out/report.md"
-  sed -n "/^## $part:/p" "$out/report.md"
+  echo "$result"
+}
+
+for group; do
+  begin=$SECONDS pids=()
+  IFS=+ read -ra parts <<<"$group"
+  workers=$(($(nproc) / ${#parts[@]}))  # processes of each part
+  workers=$((workers < 1 ? 1 : workers > 8 ? 8 : workers))
+  for part in "${parts[@]}"; do
+    run_part "$part" >"$out/$part.log" 2>&1 &
+    pids+=($!)
+  done
+  for i in "${!parts[@]}"; do
+    status=0
+    wait "${pids[i]}" || status=$? failed=1
+    report_part "${parts[i]}" "$status" $((SECONDS - begin))
+  done
 done
 echo "written: $out/report.md"
 exit "$failed"

@@ -11,8 +11,8 @@ inference, as published), onnxruntime (fp32 only), cudagraph (eager, captured in
 graph: no time is lost between kernels; inference on a GPU only). Changes to the model
 may precede them, joined with +, such as fused+channels_last+compile: fused folds batch
 norms and scales (tools/deployment/fuse.py shows which), channels_last is the memory
-format of weights and images. fp16 and bf16 are automatic mixed precision inside the
-model.
+format of weights and images, converted turns both into the half precision of --dtype.
+Otherwise fp16 and bf16 are automatic mixed precision inside the model.
 
 --step train times forward and backward pass together, in training mode without
 stochastic depth, with eager or compile; MiB then includes activations and gradients,
