@@ -26,6 +26,9 @@ Parts, each at most nine minutes:
   compiled224       batch 64 at 224: torch.compile, in fp16, then in bf16
   compiled800       the same for backbones, batch 1 at 800x1344
 
+latency... also times SwiftFormer and LowFormer in the same rounds as timm's, since the
+speed of the CPU, which eager times depend on, may change between two models.
+
 The last four add to .jsonl files after each model, and write .md tables of them. A
 part that is stopped keeps the models that were done. compiled... compiles all models at
 the same time, then times them one by one.
@@ -62,6 +65,7 @@ seconds=540
 models='timm/resnet50 swin-tiny_16xb64_in1k timm/swiftformer_xs timm/lowformer_b0
   timm/pvt_v2_b0 soft_tiny soft_tiny_norm ecoformer_pvt_b0 ecoformer_twins_s
   swiftformer_xs lowformer_b0 reduceformer_b1'
+ports='timm/resnet50 timm/swiftformer_xs swiftformer_xs timm/lowformer_b0 lowformer_b0'
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export MM_EFFICIENT_FIGURES=$out TORCHINDUCTOR_COMPILE_THREADS=2
 cd "$root" || exit 2
@@ -79,10 +83,9 @@ benchmark() {
   within tools/analysis_tools/benchmark.py $variants --device cuda $size "$@"
 }
 
-# time_models OPTION...: each beside ResNet-50
 time_models() {
-  benchmark --baseline timm/resnet50 --apart --threads 8 --iterations 20 --rounds 4 \
-    --warmup 5 --max-seconds 1 "$@"
+  benchmark --baseline timm/resnet50 --threads 8 --iterations 20 --rounds 4 --warmup 5 \
+    --max-seconds 1 "$@"
 }
 
 # compile_models OPTION...: all at the same time, into Inductor's cache
@@ -109,7 +112,7 @@ run_tests() {
 }
 
 run_part() {
-  local part=$1 end=$((SECONDS + seconds)) status=0 dtype
+  local part=$1 end=$((SECONDS + seconds)) status=0 dtype ways
   local size='--batch-size 64' variants=$models
   if [ "${part%800}" != "$part" ]; then
     size='--shape 800x1344 --backbone'
@@ -118,12 +121,16 @@ run_part() {
   fi
   case "$part" in
     latency*)
-      time_models --dtype fp16 bf16 --backend eager converted cudagraph \
-        --out "$out/$part.jsonl" "$out/$part.md" ;;
+      ways='--dtype fp16 bf16 --backend eager converted cudagraph'
+      # shellcheck disable=SC2086  # options
+      variants=$ports time_models $ways --out "$out/${part}"_ports.{jsonl,md} || status=$?
+      # shellcheck disable=SC2086
+      time_models --apart $ways --out "$out/$part".{jsonl,md} || status=$?
+      return "$status" ;;
     compiled*)
       for dtype in fp16 bf16; do
         compile_models --dtype "$dtype" --backend compile
-        time_models --dtype "$dtype" --backend compile \
+        time_models --apart --dtype "$dtype" --backend compile \
           --out "$out/$part.jsonl" "$out/${part}_$dtype.md" || status=$?
       done
       return "$status" ;;
