@@ -9,7 +9,7 @@ Usage: bash tools/gpu_report.sh FOLDER [PART...]
 Run the tests that need an NVIDIA GPU, and time all families, part by part. FOLDER
 gets a log and a file of figures per part, and report.md, to which each run adds.
 
-  bash tools/gpu_report.sh report                     all parts, about an hour
+  bash tools/gpu_report.sh report                     all parts, up to 81 minutes
   bash tools/gpu_report.sh report part1 latency224    two of them
   bash tools/gpu_report.sh report part1+part3+part4+part5
                                                       four at the same time

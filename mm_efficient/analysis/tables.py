@@ -81,12 +81,13 @@ def time_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _markdown(cells: Cells) -> str:
-    """A row per model; columns by step, in the order they first appear in."""
+    """A row per model; columns by step, whose first one names it, in order."""
     models = [*dict.fromkeys(model for model, *_ in cells)]
     columns = [*dict.fromkeys((step, way) for _, step, way in cells)]
     steps = [*dict.fromkeys(step for step, _ in columns)]
     columns.sort(key=lambda column: steps.index(column[0]))
-    titles = ' | '.join(f'{step}: {way}' for step, way in columns)
+    first = {step: f'{step}: ' for step in steps}
+    titles = ' | '.join(first.pop(step, '') + way for step, way in columns)
     lines = [f'| model | {titles} |', '|---|' + '---|' * len(columns)]
     lines += [f'| `{model}` | ' + ' | '.join(
         cells.get((model, *column), '') for column in columns) + ' |'

@@ -17,13 +17,18 @@ HERE = Path(__file__).parent
 # Launches and gigabytes of a forward pass in float16, 64 images of 224 x 224 pixels.
 # Lower them with the code; see docs/gpu.md.
 BOUNDS = dict(
-    soft_tiny=(693, 13.1), soft_tiny_norm=(783, 13.2), swiftformer_xs=(371, 4.45),
+    soft_tiny=(677, 13.1), soft_tiny_norm=(761, 13.2), swiftformer_xs=(371, 4.45),
     lowformer_b0=(286, 1.9), reduceformer_b1=(303, 5.2), ecoformer_pvt_b0=(391, 5.5),
     ecoformer_twins_s=(807, 12.7))
 # The same with fused kernels
 KERNEL_BOUNDS = dict(
-    soft_tiny=(333, 6.8), soft_tiny_norm=(333, 6.8), reduceformer_b1=(247, 4.7),
+    soft_tiny=(329, 6.8), soft_tiny_norm=(329, 6.8), reduceformer_b1=(247, 4.7),
     ecoformer_pvt_b0=(277, 3.6), ecoformer_twins_s=(541, 6.9))
+# The same without kernels, weights and images in float16
+HALF_BOUNDS = dict(
+    soft_tiny=(593, 12.4), soft_tiny_norm=(677, 12.5), swiftformer_xs=(200, 4.3),
+    lowformer_b0=(163, 1.8), reduceformer_b1=(225, 5.1), ecoformer_pvt_b0=(260, 5.4),
+    ecoformer_twins_s=(572, 12.5))
 
 # Gigabytes that a training step holds at most, without weights, 1 image of 800 x 1344
 # pixels; at most 0.8 of version 0.1's.
@@ -37,7 +42,8 @@ PEAKS = {
 def results(tmp_path_factory):
     """By variant, what a training step did.
 
-    Under 'launches' forward passes, and under 'peaks' training steps, of large images.
+    Under 'launches', 'half' and 'with kernels' forward passes, and under 'peaks'
+    training steps, of large images.
     """
     if not shutil.which(COMPILER):
         pytest.skip(f'needs a C++ compiler, {COMPILER} was not found')
@@ -63,15 +69,15 @@ def test_gpus_are_hidden_from_these_tests():
 def test_nothing_leaves_the_gpu(results):
     assert len(results) > 7
     runs = {**results, **results['launches'], **results['peaks']}
-    del runs['launches'], runs['peaks'], runs['with kernels']
-    runs.update({f'{name} with kernels': found
-                 for name, found in results['with kernels'].items()})
+    del runs['launches'], runs['half'], runs['peaks'], runs['with kernels']
+    runs.update({f'{name} {way}': found for way in ('half', 'with kernels')
+                 for name, found in results[way].items()})
     for name, found in runs.items():
         assert not found['on_cpu'], f'{name}: made on the CPU'
         assert not found['waits'], f'{name}: read by the CPU'
         assert not found.get('without_gradient'), name
         # Forward, recomputation and backward were seen
-        if name.removesuffix(' with kernels') not in BOUNDS:
+        if name.partition(' ')[0] not in BOUNDS:
             small = 'focal' in name or 'operator' in name
             assert found['kernels'] > (5 if small else 300), name
 
@@ -79,6 +85,11 @@ def test_nothing_leaves_the_gpu(results):
 @pytest.mark.parametrize('variant', BOUNDS)
 def test_launches_and_bytes_do_not_grow(results, variant):
     assert_within(results['launches'][variant], BOUNDS[variant])
+
+
+@pytest.mark.parametrize('variant', HALF_BOUNDS)
+def test_weights_in_half_precision_save_launches(results, variant):
+    assert_within(results['half'][variant], HALF_BOUNDS[variant])
 
 
 @pytest.mark.parametrize('variant', KERNEL_BOUNDS)

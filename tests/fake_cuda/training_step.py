@@ -93,6 +93,8 @@ def main(folder):
         for name in NO_WAITING:
             results[f'operator {name}'] = operator(name, recorded[name])
     results['launches'] = {variant: measure(variant).result() for variant in VARIANTS}
+    results['half'] = {
+        variant: measure(variant, dtype='half').result() for variant in VARIANTS}
     results['peaks'] = {
         f'{variant} {dtype}':
             measure(variant, DETECTION_SIZE, dtype, train=True).result()

@@ -3,7 +3,8 @@
 An exported whole model takes RGB images, 0 to 255 (float32), resized as the config
 says, and predicts what the model does in PyTorch: normalisation, padding, box decoding
 and NMS are included. Batch size, height and width are dynamic, except with --static and
-for Core ML. A file is compared with PyTorch on images of two shapes before it is kept.
+for Core ML. A file is compared with PyTorch on images of two shapes before it is kept,
+but for Core ML's, which run on Macs only.
 
   input    (B, 3, H, W)
   output   classification: probabilities (B, classes)
@@ -56,8 +57,9 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of any task')
     parser.add_argument('checkpoint', nargs='?',
-                        help="checkpoint file (default: the weights of the config's "
-                        'init_cfg, or else random ones, which are enough for timing)')
+                        help='checkpoint file (default: random weights, which are '
+                        'enough for timing; or those of '
+                        '--cfg-options model.backbone.init_cfg...)')
     parser.add_argument('--out', required=True, metavar='FILE',
                         help='output file; the suffix chooses the format: .onnx, .pt '
                         '(TorchScript), .pt2 (torch.export) or .mlpackage (Core ML)')
