@@ -1,5 +1,4 @@
 """What the tests on a GPU share; docs/gpu.md says how to run them."""
-import copy
 import json
 import os
 import platform
@@ -32,18 +31,29 @@ def device():
 
 @pytest.fixture(autouse=True)
 def clean_device(device):
-    """Float32 products in full precision, and no memory of the test before."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """Float32 products in full precision, and no memory of the test before.
+
+    A training that fails leaves its settings of cuDNN behind.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [(each, name, getattr(each, name)) for each, name in (
+        (cudnn, 'allow_tf32'), (cudnn, 'deterministic'), (cudnn, 'benchmark'),
+        (matmul, 'allow_tf32'))]
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
     torch.cuda.empty_cache()
     yield
     torch.cuda.set_sync_debug_mode('default')
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.use_deterministic_algorithms(False)
+    for each, name, value in before:
+        setattr(each, name, value)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def figures(request, device, tmp_path_factory):
-    """Dict of what a module measures, written to a JSON file of its name."""
+    """Dict of what a test measures, added to a JSON file of its module's name.
+
+    After every test, because a part may be stopped.
+    """
     measured = {}
     yield measured
     properties = torch.cuda.get_device_properties(device)
@@ -54,7 +64,7 @@ def figures(request, device, tmp_path_factory):
     name = Path(request.node.path).stem.removeprefix('test_cuda_')
     path = FIGURES / f'{name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of pytest-xdist measure a part each
+    # Other tests, maybe in other processes of pytest-xdist, measure the rest
     folder = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         folder = folder.parent
@@ -68,11 +78,3 @@ def figures(request, device, tmp_path_factory):
                 device=properties.name, memory_gb=properties.total_memory / 1e9,
                 date=time.strftime('%Y-%m-%d'), versions=versions,
                 figures=dict(sorted(measured.items()))), indent=1) + '\n')
-
-
-@pytest.fixture
-def on_device(device):
-    """Function from a module or tensor to a copy of it on the GPU."""
-    def move(value):
-        return copy.deepcopy(value).to(device)
-    return move
