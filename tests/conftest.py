@@ -59,9 +59,11 @@ REFERENCE = Path(__file__).parent / 'reference'
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One process for tests that share a GPU, and for trials, which count."""
-    alone = any(selects(mark, ['-m', config.option.markexpr])
-                for mark in ('cuda', 'trials'))
+    """One process for what is timed on a GPU, part 2, and for trials, which count."""
+    expression = config.option.markexpr
+    options = ['-m', expression]
+    timed = selects('part2', options) or 'part' not in expression
+    alone = selects('trials', options) or selects('cuda', options) and timed
     return 0 if alone else None
 
 

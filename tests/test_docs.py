@@ -17,6 +17,7 @@ import shutil
 import sys
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -459,6 +460,17 @@ def test_fences_and_links(page):
             slugs = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
                      for title in titles}
             assert anchor in slugs, f'{page.name}: {link}'
+
+
+@pytest.mark.parametrize('expression, processes', [
+    ('', None), ('slow', None), ('cuda and part1', None), ('cuda and not part2', None),
+    ('cuda and part2', 0), ('cuda', 0), ('trials', 0)])
+def test_what_is_timed_runs_in_one_process(expression, processes, pytestconfig):
+    """docs/gpu.md: all other tests on a GPU take several, which compile for minutes."""
+    plugin, = (plugin for plugin in pytestconfig.pluginmanager.get_plugins()
+               if getattr(plugin, '__file__', '') == str(ROOT / 'tests/conftest.py'))
+    config = SimpleNamespace(option=SimpleNamespace(markexpr=expression))
+    assert plugin.pytest_xdist_auto_num_workers(config) == processes
 
 
 def test_every_page_is_in_the_navigation():

@@ -103,7 +103,7 @@ run_tests() {
   local parallel=
   if [ "$1" != part2 ] && "$python" -c 'import xdist' 2>/dev/null; then
     parallel="-n $workers"
-    export OMP_NUM_THREADS=1
+    export OMP_NUM_THREADS=$threads
   fi
   # Without pyproject's options for pytest-xdist, which may not be there
   # shellcheck disable=SC2086  # an option and its value
@@ -176,6 +176,7 @@ for group; do
   IFS=+ read -ra parts <<<"$group"
   workers=$(($(nproc) / ${#parts[@]}))  # processes of each part
   workers=$((workers < 1 ? 1 : workers > 8 ? 8 : workers))
+  threads=$((($(nproc) + workers * ${#parts[@]} - 1) / (workers * ${#parts[@]})))  # of each
   for part in "${parts[@]}"; do
     run_part "$part" >"$out/$part.log" 2>&1 &
     pids+=($!)
