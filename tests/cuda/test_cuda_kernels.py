@@ -253,7 +253,7 @@ def output_and_gradients(model, x, half=True):
 @pytest.mark.parametrize('size', [(64, 224, 224), (2, 800, 1344)])
 @pytest.mark.parametrize('name', BACKBONES)
 def test_backbone_with_kernels_cuda(name, size, switch, figures):
-    """Under autocast as close to float32 as the plain form; the figures say the time."""
+    """Under autocast as close to float32 as the plain form; figures say how fast."""
     from triton.testing import do_bench
     switch(False)
     x, measured = random(size[0], 3, *size[1:]), {}
