@@ -20,8 +20,6 @@ VARIABLE = 'MM_EFFICIENT_KERNELS'
 MAX_LANDMARKS = 64
 MAX_ANCHORS = 32
 MAX_CHANNELS = 1024
-# CUDA starts at most 65535 programs of a head, of at least 16 tokens each
-MAX_TOKENS = 16 * 65535
 MODULES = ('newton_inverse', 'gaussian_attention', 'focal_loss', 'reduction_attention',
            'hash_attention')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import load_rows, product, rows, split, within_heads
+from .tiling import block_of_tokens, load_rows, product, rows, split, within_heads
 
 TOKENS = 32  # per step of a program; with 64 registers run out
 WARPS = 8
@@ -91,17 +91,17 @@ def _mix_backward(parts, inverse, summary, grad_inverse, grad_summary, number, m
 
 
 @triton.jit
-def _distribute(query, landmarks, mixed, out, tokens, heads, m, q_batch, q_head,
+def _distribute(query, landmarks, mixed, out, groups, tokens, heads, m, q_batch, q_head,
                 q_token, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """K times what ``mixed`` has per landmark; ``out`` is (B, tokens, heads, D)."""
-    group = tl.program_id(0).to(tl.int64)
+    group, begin = block_of_tokens(groups, N)
     query += group // heads * q_batch + group % heads * q_head
     few, few_mask = rows(0, m, D, M, D)
     few += group * m * D
-    offsets, mask = rows(tl.program_id(1) * N, tokens, q_token, N, D)
+    offsets, mask = rows(begin, tokens, q_token, N, D)
     kernel = _kernel(tl.load(query + offsets, mask, 0.).to(tl.float32),
                      tl.load(landmarks + few, few_mask, 0.))
-    offsets, mask = rows(tl.program_id(1) * N, tokens, heads * D, N, D)
+    offsets, mask = rows(begin, tokens, heads * D, N, D)
     out += (group // heads * tokens * heads + group % heads) * D
     tl.store(out + offsets, product(kernel, tl.load(mixed + few, few_mask, 0.)), mask)
 
@@ -200,9 +200,9 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
         parts = _sum_parts(query, landmarks, value)
         _mix[batch * heads, ](parts, inverse, summary, mixed, parts.shape[1], m,
                               **constants)
-        _distribute[batch * heads, triton.cdiv(tokens, TOKENS)](
-            query, landmarks, mixed, out, tokens, heads, m, *_strides(query), N=TOKENS,
-            **constants)
+        _distribute[batch * heads * triton.cdiv(tokens, TOKENS), ](
+            query, landmarks, mixed, out, batch * heads, tokens, heads, m,
+            *_strides(query), N=TOKENS, **constants)
     return out, summary, mixed
 
 

@@ -21,7 +21,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiling import MAX_PARTS, load_rows, product, rows, split, within_heads
+from .tiling import (
+    MAX_PARTS,
+    block_of_tokens,
+    load_rows,
+    product,
+    rows,
+    split,
+    within_heads,
+)
 
 ENTRIES = 1024  # tokens times channels of a program's step; with 2048 registers run out
 BITS = 16
@@ -137,11 +145,10 @@ def _weighted(code, value, total, count, tokens, B: tl.constexpr):
 
 
 @triton.jit
-def _distribute(codes, value, sums, out, tokens, heads, v_batch, v_token, v_head,
-                D: tl.constexpr, B: tl.constexpr, N: tl.constexpr):
+def _distribute(codes, value, sums, out, groups, tokens, heads, v_batch, v_token,
+                v_head, D: tl.constexpr, B: tl.constexpr, N: tl.constexpr):
     """Output of a block of tokens; ``out`` is (images, tokens, heads, D)."""
-    group = tl.program_id(0).to(tl.int64)
-    begin = tl.program_id(1) * N
+    group, begin = block_of_tokens(groups, N)
     value += group // heads * v_batch + group % heads * v_head
     out += (group // heads * tokens * heads + group % heads) * D
     total, count = _sums(sums + group * B * (D + 1), D, B)
@@ -226,13 +233,12 @@ def _width_backward(collected, by_total, by_count, D: tl.constexpr, B: tl.conste
 
 @triton.jit
 def _distribute_backward(query, value, grad, codes, anchors, mean, projection, sigmas,
-                         sums, collected, grad_query, grad_value, tokens, heads, m,
-                         q_batch, q_token, q_head, v_batch, v_token, v_head, g_batch,
+                         sums, collected, grad_query, grad_value, groups, tokens, heads,
+                         m, q_batch, q_token, q_head, v_batch, v_token, v_head, g_batch,
                          g_token, g_head, D: tl.constexpr, M: tl.constexpr,
                          B: tl.constexpr, N: tl.constexpr):
     """Gradients of a block of tokens."""
-    group = tl.program_id(0).to(tl.int64)
-    begin = tl.program_id(1) * N
+    group, begin = block_of_tokens(groups, N)
     query += group // heads * q_batch + group % heads * q_head
     value += group // heads * v_batch + group % heads * v_head
     grad += group // heads * g_batch + group % heads * g_head
@@ -326,9 +332,9 @@ def hash_attention(query: Tensor, value: Tensor, anchors: Tensor, mean: Tensor,
             number, heads, anchors.shape[1], *_strides(query), *_strides(value),
             PARTS=MAX_PARTS, **constants)
         torch.sum(parts, 2, out=sums)
-        _distribute[batch * heads, triton.cdiv(tokens, step)](
-            codes, value, sums, out, tokens, heads, *_strides(value), D=dims, B=BITS,
-            N=step, num_warps=WARPS)
+        _distribute[batch * heads * triton.cdiv(tokens, step), ](
+            codes, value, sums, out, batch * heads, tokens, heads, *_strides(value),
+            D=dims, B=BITS, N=step, num_warps=WARPS)
     return out, codes, sums, sigmas
 
 
@@ -351,8 +357,8 @@ def hash_attention_backward(
         _collect_backward[batch * heads, number](
             *inputs, parts, tokens, part_tokens, heads, anchors.shape[1], *strides,
             **constants)
-        _distribute_backward[batch * heads, triton.cdiv(tokens, step)](
-            *inputs, parts.sum(2), grad_query, grad_value, tokens, heads,
+        _distribute_backward[batch * heads * triton.cdiv(tokens, step), ](
+            *inputs, parts.sum(2), grad_query, grad_value, batch * heads, tokens, heads,
             anchors.shape[1], *strides, **constants)
     return grad_query, grad_value
 

@@ -15,6 +15,12 @@ def product(a, b):
 
 
 @triton.jit
+def block_of_tokens(groups, N: tl.constexpr):
+    """Group and first token of a program; the second axis of a grid ends at 65535."""
+    return (tl.program_id(0) % groups).to(tl.int64), tl.program_id(0) // groups * N
+
+
+@triton.jit
 def rows(begin, end, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Offsets and mask of rows ``width`` apart, ROWS from ``begin`` on."""
     index = begin + tl.arange(0, ROWS)

@@ -86,19 +86,6 @@ def test_kernels_serve_float32_and_half_on_a_gpu(switched_on):
     test_kernels_are_off_by_default()
 
 
-@pytest.mark.parametrize('tokens', [kernels.MAX_TOKENS, kernels.MAX_TOKENS + 1])
-def test_images_beyond_the_grid_take_the_plain_form(switched_on, tokens):
-    from mm_efficient.models.ecoformer import kernel_hashing
-    from mm_efficient.models.soft import gaussian_attention
-    with FakeTensorMode(), torch.device('cuda'):
-        query, marks = torch.empty(1, 2, tokens, 32), torch.empty(1, 2, 49, 32)
-        soft = gaussian_attention._kernel_serves(query, marks, query)
-        functions = (torch.empty(2, m, n) for m, n in ((25, 32), (1, 25), (16, 25)))
-        query = query.transpose(1, 2)
-        eco = kernel_hashing._kernel_serves(query, query, *functions)
-    assert [soft, eco] == [tokens <= kernels.MAX_TOKENS] * 2
-
-
 @pytest.mark.parametrize('value', ['1', '0', ''])
 def test_environment_switches_kernels(monkeypatch, value):
     pytest.importorskip('triton')
@@ -163,8 +150,8 @@ def hash_functions(dims, tokens):
         '_distribute_backward')]
 
 
-NUMBERS = {'m', 'heads', 'steps', 'tokens', 'part_tokens', 'number', 'entries',
-           'classes', 'positions', 'part_positions', 'channels'}
+NUMBERS = {'m', 'groups', 'heads', 'steps', 'tokens', 'part_tokens', 'number',
+           'entries', 'classes', 'positions', 'part_positions', 'channels'}
 HALF = {'query', 'value', 'grad', 'grad_query', 'grad_value', 'qkv', 'local',
         'grad_qkv', 'grad_local'}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ...kernels import MAX_ANCHORS, MAX_TOKENS, use_kernel
+from ...kernels import MAX_ANCHORS, use_kernel
 from ..layers import (
     add_scaled,
     at_least_float32,
@@ -145,6 +145,5 @@ def _kernel_serves(query: Tensor, value: Tensor, *functions: Tensor) -> bool:
     """Whether the fused kernel is on, takes these sizes and has these gradients."""
     m, dims = functions[0].shape[1:]
     return (use_kernel(query, value, *functions) and m <= MAX_ANCHORS
-            and query.shape[1] <= MAX_TOKENS and dims in (16, 32, 64)
-            and functions[2].shape[1] == 16
+            and dims in (16, 32, 64) and functions[2].shape[1] == 16
             and not any(x.requires_grad for x in functions))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ...kernels import MAX_LANDMARKS, MAX_TOKENS, use_kernel
+from ...kernels import MAX_LANDMARKS, use_kernel
 from ..layers import (
     at_least_float32,
     autocast_disabled,
@@ -117,8 +117,7 @@ def gaussian_attention(query: Tensor, landmarks: Tensor, value: Tensor,
 def _kernel_serves(query: Tensor, landmarks: Tensor, value: Tensor) -> bool:
     """Whether the fused kernel is on and takes these sizes."""
     return (use_kernel(query, landmarks, value) and landmarks.shape[2] <= MAX_LANDMARKS
-            and query.shape[2] <= MAX_TOKENS and query.shape[-1] in (16, 32, 64)
-            and query.shape == value.shape)
+            and query.shape[-1] in (16, 32, 64) and query.shape == value.shape)
 
 
 def _grouped(x: Tensor) -> Tensor:
