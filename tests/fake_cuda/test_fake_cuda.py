@@ -5,12 +5,14 @@ because what lets autograd run on them cannot be undone.
 """
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from harness import COMPILER, build_hooks
 
 HERE = Path(__file__).parent
@@ -102,6 +104,23 @@ def assert_within(found, bounds):
     launches, gigabytes = bounds
     assert 0.9 * launches < found['kernels'] <= launches
     assert 0.9 * gigabytes < found['gigabytes'] <= gigabytes
+
+
+@pytest.mark.slow
+def test_inductor_compiles_ecoformer_for_a_gpu():
+    """On the first GPU it failed in an analysis of Inductor's."""
+    pytest.importorskip('triton')
+    if not torch.__version__.startswith('2.11'):
+        pytest.skip('replaces functions of PyTorch 2.11')
+    script = [sys.executable, HERE / 'inductor.py', 'EcoFormerPVT']
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(
+        [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]))
+    repaired, before = (subprocess.run(
+        [*script, *options], capture_output=True, text=True, env=environment)
+        for options in ([], ['--coalesce']))
+    assert repaired.returncode == 0, repaired.stderr
+    assert re.search(r'EcoFormerPVT: \d{2,} kernels', repaired.stdout)
+    assert before.returncode == 1 and 'AssertionError' in before.stderr
 
 
 @pytest.mark.parametrize('name', PEAKS)
