@@ -136,7 +136,7 @@ def kernels_of(cls, cfg):
         return backend.kernels
 
 
-def main():
+def parse_args():
     names = [param.id for param in SHALLOW]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,15 +147,22 @@ def main():
     args = parser.parse_args()
     if unknown := {*args.backbones} - {*names}:
         parser.error(f'unknown {unknown}; expected some of {", ".join(names)}')
+    args.backbones = args.backbones or names
+    return args
+
+
+def main():
+    args = parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if errors := harness.build_hooks(folder):
             raise SystemExit(f'error: hooks.cpp does not compile:\n{errors}')
         harness.enable(folder)
     torch.nn.functional.scaled_dot_product_attention = harness.plain_attention
     compile_for_any_size()
-    config.triton.coalesce_tiling_analysis = args.coalesce
+    if args.coalesce:
+        config.triton.coalesce_tiling_analysis = True
     for param in SHALLOW:
-        if param.id in (args.backbones or names):
+        if param.id in args.backbones:
             start = time.perf_counter()
             kernels = kernels_of(*param.values)
             print(f'{param.id}: {len(kernels)} kernels, '
