@@ -14,7 +14,7 @@ gets a log and a file of figures per part, and report.md, to which each run adds
   bash tools/gpu_report.sh report part1+part3+part4+part5
                                                       four at the same time
 
-In half an hour, on a machine with 16 cores: the last command, then
+In about half an hour, on a machine with 16 cores: the last command, then
 "part2 latency224 latency800", then "compiled224 compiled800", which need the GPU for
 themselves.
 
