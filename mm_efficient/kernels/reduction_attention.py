@@ -92,7 +92,7 @@ def _total(parts, totals, row, number, channels, C: tl.constexpr, PARTS: tl.cons
     """Sum of a row over the parts, which an image's first program keeps."""
     total = _added(parts, row, number, channels, 4, C, PARTS)
     channel = tl.arange(0, C)
-    mask = (channel < channels) & (tl.program_id(1) == 0)
+    mask = channel < tl.where(tl.program_id(1) == 0, channels, 0)
     tl.store(totals + row * channels + channel, total, mask)
     return total
 

@@ -13,6 +13,8 @@ os.environ['TRITON_INTERPRET'] = '1'
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from functorch.compile import make_boxed_func  # noqa: E402
+from torch._dynamo.backends.common import aot_autograd  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
@@ -185,12 +187,18 @@ def compared(function, inputs):
 
 def compiled(function, inputs):
     """One graph, with and without gradients; returns the error of both."""
+    names = []
+
+    def record(graph, _):
+        names.extend(node.target.name() for node in graph.graph.nodes
+                     if getattr(node.target, 'namespace', '') == 'mm_efficient')
+        return make_boxed_func(graph.forward)
     kernels.switch(True)
-    whole = torch.compile(function, fullgraph=True, backend='aot_eager', dynamic=True)
-    with Watch() as watch:
-        results = computed(whole, inputs)
+    whole = torch.compile(function, fullgraph=True, dynamic=True, backend=aot_autograd(
+        fw_compiler=record, bw_compiler=record))
+    results = computed(whole, inputs)
     errors = [error(*pair) for pair in zip(results, computed(function, inputs))]
-    return dict(operators=watch.names, errors=errors)
+    return dict(operators=names, errors=errors)
 
 
 def exported(function, inputs):
