@@ -52,8 +52,8 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd -P)
 shift
 [ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency224 latency800 compiled224 compiled800
-parts="$*"
-for part in ${parts//+/ }; do
+groups="$*"
+for part in ${groups//+/ }; do
   case "$part" in
     part[1-5] | latency224 | latency800 | compiled224 | compiled800) ;;
     *) echo "gpu_report.sh: error: unknown part '$part'" >&2; exit 2 ;;
