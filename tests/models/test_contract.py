@@ -443,8 +443,10 @@ def test_exports_with_dynamic_size(cls, cfg, tmp_path):
         x = image(batch, height, width)
         with torch.no_grad():
             expected = model(x)
-            for run in runs:
-                assert relative_error(run(x), expected) < 1e-4
+            for run in runs:  # a hash bit of EcoFormer may flip: few values differ
+                errors = [float((a - b).norm() / b.norm())
+                          for a, b in zip(run(x), expected)]
+                assert max(errors) < 1e-4, errors
 
 
 def run_onnx(exported, path):
