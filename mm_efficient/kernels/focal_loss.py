@@ -41,8 +41,9 @@ def _focal(logits, target, weight, out, entries, classes, gamma, alpha,
         value *= tl.where(positive, -alpha, 1 - alpha)
     else:
         value = log_right * factor * tl.where(positive, -alpha, alpha - 1)
-    if WEIGHTED:  # class `classes` is background and has no weight
-        value *= tl.load(weight + label, mask & (label < classes), 1.).to(tl.float32)
+    if WEIGHTED:  # class `classes` is background and has no weight, nor has a label -1
+        known = mask & (label >= 0) & (label < classes)
+        value *= tl.load(weight + label, known, 1.).to(tl.float32)
     tl.store(out + index, value.to(out.dtype.element_ty), mask)
 
 

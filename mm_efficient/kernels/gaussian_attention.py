@@ -28,7 +28,7 @@ def _kernel(query, landmarks):
     norm_l = tl.sum(landmarks * landmarks, 1) / 2
     exponent = product(query, tl.trans(landmarks))
     exponent = exponent - norm_q[:, None] - norm_l[None, :]
-    return tl.exp(tl.minimum(exponent, 0.))
+    return tl.exp(tl.where(exponent > 0, 0., exponent))  # NaN stays
 
 
 @triton.jit

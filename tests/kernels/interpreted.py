@@ -117,11 +117,11 @@ class FocalLoss(torch.autograd.Function):
 
 
 def focal(dtype, gamma=2., weighted=False):
-    """Background, class 7, and logits of any confidence."""
-    target = torch.arange(300) % 8
+    """Background, class 7, label -1, and logits of any confidence."""
+    target = torch.arange(300) % 9 - 1
     weight = torch.linspace(1, 2, 7) if weighted else torch.empty(0)
     logits = (8 * random(300, 7).detach()).to(dtype)
-    logits[0], logits[7] = 200, -200
+    logits[1], logits[8] = 200, -200
     return (lambda x: FocalLoss.apply(x, target, weight, gamma),
             [logits.requires_grad_()])
 

@@ -86,6 +86,25 @@ def test_kernels_serve_float32_and_half_on_a_gpu(switched_on):
     test_kernels_are_off_by_default()
 
 
+def test_hashing_kernel_needs_values_of_the_queries_size(switched_on):
+    from mm_efficient.models.ecoformer.kernel_hashing import _kernel_serves
+    with FakeTensorMode():
+        functions = [torch.empty(2, *shape, device='cuda')
+                     for shape in ((25, 32), (1, 25), (16, 25))]
+        query, shorter = (torch.empty(1, 9, 2, dims, device='cuda')
+                          for dims in (32, 16))
+        assert _kernel_serves(query, query, *functions)
+        assert not _kernel_serves(query, shorter, *functions)
+
+
+def test_nan_stays_in_the_gaussian_kernel(own_cache):
+    """A GPU's minimum of NaN and 0 is 0: diverged queries would look sound."""
+    module = kernel_module('gaussian_attention')
+    compiled = compile_for_gpu(module, '_distribute',
+                               dict(D=32, M=16, N=module.TOKENS))
+    assert 'ex2' in compiled.asm['ptx'] and 'min.f32' not in compiled.asm['ptx']
+
+
 @pytest.mark.parametrize('value', ['1', '0', ''])
 def test_environment_switches_kernels(monkeypatch, value):
     pytest.importorskip('triton')

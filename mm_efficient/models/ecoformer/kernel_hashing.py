@@ -144,6 +144,7 @@ def attend_by_codes(query: Tensor, value: Tensor, anchors: Tensor, mean: Tensor,
 def _kernel_serves(query: Tensor, value: Tensor, *functions: Tensor) -> bool:
     """Whether the fused kernel is on, takes these sizes and has these gradients."""
     m, dims = functions[0].shape[1:]
-    return (use_kernel(query, value, *functions) and m <= MAX_ANCHORS
-            and dims in (16, 32, 64) and functions[2].shape[1] == 16
+    return (use_kernel(query, value, *functions) and query.shape == value.shape
+            and m <= MAX_ANCHORS and dims in (16, 32, 64)
+            and functions[2].shape[1] == 16
             and not any(x.requires_grad for x in functions))
