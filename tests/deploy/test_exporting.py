@@ -248,3 +248,12 @@ def test_comparison_sees_every_difference():
                                   (2, empty, 'mask IoU')):
         result = changed(index, change)
         assert not result.passed and result.metrics[figure] < 0.5, change
+
+
+def test_feature_maps_of_zeros_agree():
+    from mm_efficient.deploy.verification import measure_parity
+    images, zeros = torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 8, 8)
+    assert measure_parity(lambda x: [zeros], images, [zeros]).passed
+    assert not measure_parity(lambda x: [zeros + 1], images, [zeros]).passed
+    nan = zeros.fill_(float('nan'))
+    assert not measure_parity(lambda x: [nan], images, [nan]).passed
