@@ -1,5 +1,5 @@
 """Hooks that make backbones faster, and leave the rest of the model as it is."""
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,14 +43,29 @@ class _BackboneHook(Hook):
         """
         if self.changed:
             return
-        model = unwrapped_model(runner)
-        backbones = find_backbones(model)
-        if not backbones:
-            raise InputError(f'{type(self).__name__} expects a model with a backbone, '
-                             f'got {type(model).__name__}: remove it from custom_hooks')
-        for backbone in backbones:
+        for backbone in self.backbones_of(unwrapped_model(runner)):
             self.change(runner, backbone)
         self.changed = True
+
+    @classmethod
+    def backbones_of(cls, model: nn.Module) -> list[nn.Module]:
+        """Find the backbones of a model.
+
+        Args:
+            model (nn.Module): Any model.
+
+        Returns:
+            list[nn.Module]: At least one.
+
+        Raises:
+            InputError: If it has none.
+        """
+        backbones = find_backbones(model)
+        if not backbones:
+            raise InputError(f'{cls.__name__} expects a model with a backbone, got '
+                             f'{type(model).__name__}: remove it from custom_hooks, or '
+                             'leave out the option that adds it.')
+        return backbones
 
     def change(self, runner: Runner, backbone: nn.Module) -> None:
         raise NotImplementedError
@@ -120,7 +135,7 @@ class CompileBackboneHook(_BackboneHook):
         else:
             # dynamic=True would make variables of all numbers, such as the eps of a
             # norm, which doubles the time to compile
-            backbone.register_forward_pre_hook(_mark_sizes)
+            backbone.register_forward_pre_hook(_mark_sizes, with_kwargs=True)
             compile_for_any_size()
             backbone.compile(**self.settings)
         runner.logger.info(
@@ -129,9 +144,19 @@ class CompileBackboneHook(_BackboneHook):
 
 
 @torch.compiler.disable
-def _mark_sizes(backbone: nn.Module, args: tuple) -> None:
-    for dim in (0, 2, 3):
-        torch._dynamo.maybe_mark_dynamic(args[0], dim)
+def _mark_sizes(backbone: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    for x in _images([args, kwargs]):
+        for dim in (0, 2, 3):
+            torch._dynamo.maybe_mark_dynamic(x, dim)
+
+
+def _images(inputs: Any) -> Iterator[Tensor]:
+    """Batches of images, some backbones take several, in lists or by name."""
+    if isinstance(inputs, Tensor) and inputs.dim() == 4:
+        yield inputs
+    elif isinstance(inputs, (list, tuple, Mapping)):
+        for each in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from _images(each)
 
 
 @HOOKS.register_module()
@@ -146,21 +171,35 @@ class ChannelsLastBackboneHook(_BackboneHook):
 
     def change(self, runner: Runner, backbone: nn.Module) -> None:
         """Convert the weights of a backbone, and from now on its input and output."""
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        backbone.register_forward_pre_hook(_to_channels_last)
+        for module in backbone.modules():
+            # Others read their weights themselves, such as ConvWS2d, which views them,
+            # and deformable convolutions, which refuse the format
+            if type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone.register_forward_pre_hook(_to_channels_last, with_kwargs=True)
         backbone.register_forward_hook(_to_contiguous)
 
 
 @torch.compiler.disable
-def _to_channels_last(backbone: nn.Module, args: tuple) -> tuple:
-    x, *rest = args
-    return (x.contiguous(memory_format=torch.channels_last), *rest)
+def _to_channels_last(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]
+                      ) -> tuple[tuple, dict[str, Any]]:
+    return (_convert(args, torch.channels_last),
+            _convert(kwargs, torch.channels_last))
 
 
 @torch.compiler.disable
 def _to_contiguous(backbone: nn.Module, args: tuple, outputs: Any) -> Any:
-    if isinstance(outputs, Tensor):
-        return outputs.contiguous()
-    if type(outputs) in (list, tuple):
-        return type(outputs)(_to_contiguous(backbone, args, y) for y in outputs)
-    return outputs
+    return _convert(outputs, torch.contiguous_format)
+
+
+def _convert(maps: Any, memory_format: torch.memory_format) -> Any:
+    """Convert images or feature maps, also in lists, tuples and dicts."""
+    if isinstance(maps, Tensor):
+        if maps.dim() != 4:  # tokens
+            return maps.contiguous()
+        return maps.contiguous(memory_format=memory_format)
+    if type(maps) in (list, tuple):
+        return type(maps)(_convert(each, memory_format) for each in maps)
+    if type(maps) is dict:
+        return {key: _convert(each, memory_format) for key, each in maps.items()}
+    return maps

@@ -21,6 +21,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..engine.backbone_speed import ChannelsLastBackboneHook, CompileBackboneHook
 from ..errors import InputError, one_line
 from ..files import is_local
 from ..models.base import MIN_IMAGE_SIZE, PyramidBackbone
@@ -30,7 +31,7 @@ from ..weights.loading import match_pretrained, match_state_dict, match_weights
 from ..weights.locating import NeverPublishedError
 from ..weights.matching import Mismatch, compare_state_dicts, stored_weights
 from ..weights.reading import SCHEME
-from .traversal import inner_model, nested_dicts, type_name
+from .traversal import as_list, inner_model, nested_dicts, type_name
 
 PREPROCESSORS = ('ClsDataPreprocessor', 'DetDataPreprocessor', 'SegDataPreProcessor')
 TRIAL_SHAPE = (320, 320)  # height and width in pixels; SSD's levels need 300
@@ -71,7 +72,11 @@ def check_model(cfg: Config, pretrained: bool = True) -> None:
     settings = inner_model(cfg.model).get('backbone')
     if not isinstance(settings, dict) or not is_ours(settings.get('type')):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            _build(cfg.model)
+            model = _build(cfg.model)
+        hooks = {*map(type_name, as_list(cfg.get('custom_hooks')))}
+        for hook in (ChannelsLastBackboneHook, CompileBackboneHook):
+            if hook.__name__ in hooks:
+                hook.backbones_of(model)
         return
     kind = settings['type']
     if (isinstance(kind, str) and '.' not in kind

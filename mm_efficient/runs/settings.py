@@ -152,15 +152,10 @@ def speed_up_backbone(cfg: Config, compiled: bool, channels_last: bool) -> None:
         channels_last (bool): Whether to change its memory format.
 
     Raises:
-        InputError: If the model has no backbone, the config compiles the whole model,
-            or there is no compiler.
+        InputError: If the config compiles the whole model, or there is no compiler.
     """
-    flags = {'--channels-last': channels_last, '--compile': compiled}
-    wanted = [flag for flag, chosen in flags.items() if chosen]
-    if wanted and not inner_model(cfg.model).get('backbone'):
-        raise InputError(f'{wanted[0]} needs model.backbone, which the config does not '
-                         'set: leave it out.')
-    if channels_last:
+    given = {*map(type_name, as_list(cfg.get('custom_hooks')))}
+    if channels_last and 'ChannelsLastBackboneHook' not in given:
         add_hook(cfg, dict(type='ChannelsLastBackboneHook'))
     if compiled:
         if cfg.get('compile'):
@@ -168,7 +163,8 @@ def speed_up_backbone(cfg: Config, compiled: bool, channels_last: bool) -> None:
                              'compile, with which MMEngine compiles the whole model. '
                              'Leave --compile out, or add --cfg-options compile=False.')
         check_compiler()
-        add_hook(cfg, dict(type='CompileBackboneHook'))
+        if 'CompileBackboneHook' not in given:  # the config's one may have settings
+            add_hook(cfg, dict(type='CompileBackboneHook'))
 
 
 def set_resume(cfg: Config, checkpoint: str | Path,

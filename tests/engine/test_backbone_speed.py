@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmcv.cnn.bricks import ConvWS2d
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
@@ -175,6 +176,35 @@ def test_backbones_are_found():
     assert find_backbones(model) == [first.backbone, second.backbone]
     with pytest.raises(InputError, match='expects a model with a backbone, got Linear'):
         call(CompileBackboneHook(), nn.Linear(1, 1))
+
+
+class TwoInputs(nn.Module):
+    """Weights that it reads itself, images and depth in a list or by name, a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.color = ConvWS2d(3, 4, 3, padding=1)
+        self.depth = nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, images, depth=None):
+        images, depth = images if depth is None else (images, depth)
+        return dict(maps=[self.color(images) + self.depth(depth)])
+
+
+@pytest.mark.parametrize('by_name', [False, True])
+def test_backbones_of_other_kinds(counter, by_name):
+    model = TwoInputs()
+    other = nn.ModuleDict(dict(backbone=copy.deepcopy(model)))
+    call(ChannelsLastBackboneHook(), other)
+    call(CompileBackboneHook(backend=counter), other)
+    assert other.backbone.color.weight.is_contiguous()
+    for size in ((8, 12), (10, 16), (14, 6)):
+        images, depth = torch.randn(2, 3, *size), torch.randn(2, 1, *size)
+        found = (other.backbone(images=images, depth=depth) if by_name
+                 else other.backbone([images, depth]))
+        assert found['maps'][0].is_contiguous()
+        torch.testing.assert_close(found, model(images, depth))
+    assert counter.frame_count == 1
 
 
 class Tokens(nn.Module):

@@ -1,11 +1,14 @@
 """--compile and --channels-last of training and testing."""
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
 
 from mm_efficient import runs
-from mm_efficient.engine import CompileBackboneHook
+from mm_efficient.engine import ChannelsLastBackboneHook, CompileBackboneHook
 from mm_efficient.errors import InputError
 from mm_efficient.runs import devices
+from mm_efficient.runs.model_checks import check_model
 from mm_efficient.runs.settings import speed_up_backbone
 
 ARCH = dict(_delete_=True, embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1])
@@ -28,13 +31,35 @@ def test_train_and_test(tiny, monkeypatch):
     assert runs.test(name, checkpoint, **settings, **faster) == metrics
 
 
-@pytest.mark.parametrize('model, more, message', [
-    (dict(backbone=dict(type='SOFT')), dict(compile=True), 'compiles the whole model'),
-    (dict(type='Other'), {}, '--channels-last needs model.backbone')])
-def test_models_that_cannot(model, more, message):
-    cfg = Config(dict(model=model, **more))
-    with pytest.raises(InputError, match=message):
+class OwnBackbone(nn.Module):
+    """A model whose config has no backbone."""
+
+    def __init__(self, backbone=True):
+        super().__init__()
+        if backbone:
+            self.backbone = nn.Conv2d(3, 4, 1)
+
+
+def test_models_that_cannot():
+    cfg = Config(dict(model=dict(backbone=dict(type='SOFT')), compile=True))
+    with pytest.raises(InputError, match='compiles the whole model'):
         speed_up_backbone(cfg, True, True)
+    MODELS.register_module(module=OwnBackbone, force=True)
+    cfg = Config(dict(model=dict(type='OwnBackbone'), default_scope='mmengine'))
+    speed_up_backbone(cfg, True, True)
+    check_model(cfg)
+    cfg.model.backbone = False
+    with pytest.raises(InputError, match='expects a model with a backbone, got OwnB'):
+        check_model(cfg)
+
+
+def test_hooks_of_the_config():
+    """They may have settings, and are not given twice."""
+    hooks = [dict(type='CompileBackboneHook', dynamic=False),
+             dict(type=ChannelsLastBackboneHook)]
+    cfg = Config(dict(model=dict(backbone=dict(type='SOFT')), custom_hooks=hooks))
+    speed_up_backbone(cfg, True, True)
+    assert cfg.custom_hooks == hooks
 
 
 def test_graphs_that_change_in_every_iteration(tiny):
