@@ -5,11 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, short
 from ..files import whole_file
 from .benchmark import COLUMNS, BenchmarkRun
 from .tables import ratio_table, time_table
 
+TEXTS = ('model', 'backend', 'dtype', 'step')
+UNKNOWN = ('peak_mib', 'bandwidth', 'deviation', 'top1_reported')  # may be None
+SHOWN = ('hardware', 'device', 'threads', 'torch')  # settings
 SUFFIXES = ('.csv', '.json', '.jsonl', '.md')
 
 
@@ -27,19 +30,21 @@ def write_results(path: str | Path, rows: Sequence[dict], settings: dict[str, An
         published (Mapping, optional): From :func:`~.tables.read_published`, for
             Markdown. Defaults to None.
     """
-    before = ''
-    if Path(path).suffix == '.jsonl' and Path(path).exists():
+    suffix, before = Path(path).suffix.lower(), ''
+    if suffix == '.jsonl' and Path(path).exists():
         before = Path(path).read_text(encoding='utf-8')
+        if before and not before.endswith('\n'):  # some editors leave it out
+            before += '\n'
     with whole_file(path) as draft, open(draft, 'w', newline='', encoding='utf-8') as f:
-        if draft.suffix == '.csv':
+        if suffix == '.csv':
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        elif draft.suffix == '.md':
-            cuda = settings['device'].startswith('cuda')
+        elif suffix == '.md':
+            cuda = str(settings['device']).startswith('cuda')
             f.write(time_table(rows) if cuda and not published
                     else ratio_table(rows, published or {}))
-        elif draft.suffix == '.jsonl':
+        elif suffix == '.jsonl':
             f.write(before)
             for row in rows:
                 f.write(json.dumps(dict(row, settings=settings)) + '\n')
@@ -76,16 +81,42 @@ def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
     """
     try:
         text = Path(path).read_text(encoding='utf-8')
-        if Path(path).suffix == '.jsonl':
-            rows = [json.loads(line) for line in text.splitlines()]
-            settings = rows[-1]['settings']
+        if Path(path).suffix.lower() == '.jsonl':
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            settings = [row['settings'] for row in rows][-1]
         else:
             content = json.loads(text)
             rows, settings = content['results'], content['settings']
+        if not rows or not all(settings[key] for key in SHOWN):
+            raise ValueError('no results, or an empty setting')
         # Files of earlier versions have no bandwidth
-        return latest({key: (dict(bandwidth=None) | row)[key] for key in COLUMNS}
-                      for row in rows), settings
+        rows = [{key: (dict(bandwidth=None) | row)[key] for key in COLUMNS}
+                for row in rows]
+        for row in rows:
+            _check_types(row)
+        return latest(rows), settings
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise InputError(
             f'{path} is not a result file ({type(error).__name__}: {error}); expected '
             'JSON written by benchmark.py --out.') from None
+
+
+def _check_types(row: dict) -> None:
+    for key, value in row.items():
+        kinds = str if key in TEXTS else (int, float)
+        if not isinstance(value, kinds) and not (value is None and key in UNKNOWN):
+            raise TypeError(f'{key} is {short(value)}')
+
+
+def check_addition(path: str | Path) -> None:
+    """Check, before any work, that rows can be added to a file of JSON Lines.
+
+    Args:
+        path (str | Path): Any output file.
+
+    Raises:
+        InputError: If it has something else in it.
+    """
+    path = Path(path)
+    if path.suffix.lower() == '.jsonl' and path.exists() and path.stat().st_size:
+        read_results(path)

@@ -21,7 +21,7 @@ from mm_efficient.analysis.benchmark import (
 )
 from mm_efficient.analysis.complexity import Forward, call_model
 from mm_efficient.analysis.models import expand_groups, find_model
-from mm_efficient.analysis.results import read_results, write_results
+from mm_efficient.analysis.results import check_addition, read_results, write_results
 from mm_efficient.analysis.tables import ratio_table, read_published, time_table
 from mm_efficient.errors import ExecutionError, InputError
 
@@ -122,9 +122,24 @@ def test_files_that_are_added_to(tmp_path):
     rounds = [[1.], [1.]]
     rows = [make_row(name, rounds, [[2.], [2.]]) for name in ('a', 'b', 'a')]
     rows[2]['ratio'] = 3.
-    write_results(path, rows[:2], dict(seed=0))
-    write_results(path, rows[2:], dict(seed=1))
-    assert read_results(path) == ([rows[2], rows[1]], dict(seed=1))
+    settings = SHORT.settings()
+    write_results(path, rows[:2], settings)
+    path.write_text(path.read_text().replace('\n', '\n\n').rstrip())  # by an editor
+    check_addition(path)
+    write_results(path, rows[2:], settings | dict(threads=2))
+    assert read_results(path) == ([rows[2], rows[1]], settings | dict(threads=2))
+
+
+@pytest.mark.parametrize('change', [
+    dict(ratio=None), dict(ratio='fast'), dict(backend=None), dict(model=['a']),
+    dict(median_ms=None), dict(settings={}), dict(settings=[])])
+def test_rows_of_something_else(change, tmp_path):
+    row = dict(make_row('a', [[1.]], [[2.]]), settings=SHORT.settings()) | change
+    for name, content in (('r.json', dict(row, results=[row])), ('r.JSONL', row),
+                          ('e.json', dict(row, results=[]))):
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(InputError, match=f'{name} is not a result file'):
+            read_results(tmp_path / name)
 
 
 def test_files_without_a_bandwidth(tmp_path):

@@ -46,6 +46,12 @@ def test_table_files_and_plot(tool, tmp_path, monkeypatch, capsys, fails):
     assert 'on 1 x 3 x 16 x 16 images on cpu: ValueError' in fails(
         main, 'swiftformer_xs', '--shape', '16')
     assert 'r.csv is not a result file' in fails(main, '--from', 'r.csv')
+    assert 'would be overwritten' in fails(main, '--from', 'r.json', '--out', 'r.json')
+    (tmp_path / 'other.jsonl').write_bytes(b'\xff')
+    assert 'other.jsonl is not a result file' in fails(
+        main, *args, '--out', 'other.jsonl')
+    main(['--from', 'r.json', '--out', 'R.MD'])
+    assert (tmp_path / 'R.MD').read_text().startswith('| model |')
 
 
 MODELS = """

@@ -216,7 +216,7 @@ def time_models(args, published):
                  else [benchmark.run_benchmark(runs, config)]):
         rows = results.latest([*rows, *part]) if rows else part
         for path in args.out:
-            results.write_results(path, part if path.endswith('.jsonl') else rows,
+            results.write_results(path, part if path.lower().endswith('.jsonl') else rows,
                                   config.settings(), published)
     if not rows:
         raise ExecutionError('all runs failed, see above.')
@@ -247,7 +247,8 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     with error_line():
         for path in args.out:
-            check_output(path, results.SUFFIXES)
+            check_output(path, results.SUFFIXES, [args.source])
+            results.check_addition(path)
         published = read_published(args.published) if args.published else None
         if args.plot:
             check_output(args.plot, FIGURE_SUFFIXES)
