@@ -101,7 +101,9 @@ def test_latencies_in_tables(tmp_path):
     settings = dict(hardware='a CPU', device='cpu', threads=2, torch='2.11.0+cpu',
                     rounds=5)
     names = ['resnet50_8xb32_in1k', 'swin-tiny_16xb64_in1k', 'soft_tiny_retinanet_1x']
-    rows = [dict.fromkeys(COLUMNS, 20) | dict(model=name, ratio=ratio, median_ms=ms)
+    texts = dict(backend='eager', dtype='fp32', step='forward')
+    rows = [dict.fromkeys(COLUMNS, 20) | texts
+            | dict(model=name, ratio=ratio, median_ms=ms)
             for name, ratio, ms in zip(names, (1., 1.25, 0.5), (2000., 2501., 1000.))]
     path = tmp_path / 'docs' / tables.LATENCIES['latency 800']
     path.parent.mkdir(parents=True)
