@@ -38,6 +38,9 @@ packages (docs/installation.md), on PYTHONPATH or installed. It works in a check
 
 Environment variables:
   PYTHON    interpreter (default: python3)
+
+Exit status: 0 if all parts passed, 1 if one failed or there is no GPU, 2 for a wrong
+command line.
 EOF
 }
 
@@ -48,17 +51,25 @@ esac
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 python=${PYTHON:-python3}
-mkdir -p "$1" || exit 2
-out=$(cd "$1" && pwd -P)
+folder=$1
 shift
 [ $# -gt 0 ] || set -- part1 part2 part3 part4 part5 latency224 latency800 compiled224 compiled800
 groups="$*"
 for part in ${groups//+/ }; do
   case "$part" in
     part[1-5] | latency224 | latency800 | compiled224 | compiled800) ;;
-    *) echo "gpu_report.sh: error: unknown part '$part'" >&2; exit 2 ;;
+    *) echo "gpu_report.sh: error: unknown part '$part'; see --help" >&2; exit 2 ;;
   esac
 done
+# Else tests would be skipped, which looks like success
+"$python" -c 'import sys, torch
+sys.exit(0 if torch.cuda.is_available() else
+         f"PyTorch {torch.__version__} finds no NVIDIA GPU here")' || {
+  echo "gpu_report.sh: error: no GPU, or no PyTorch, see above. PYTHON names another interpreter." >&2
+  exit 1
+}
+mkdir -p "$folder" || exit 2
+out=$(cd "$folder" && pwd -P)
 
 seconds=540
 # MMPretrain's Swin takes images of any size, timm's does not
