@@ -162,8 +162,8 @@ def speed_up_backbone(cfg: Config, compiled: bool, channels_last: bool) -> None:
             raise InputError('--compile compiles the backbone, but the config sets '
                              'compile, with which MMEngine compiles the whole model. '
                              'Leave --compile out, or add --cfg-options compile=False.')
-        check_compiler()
         if 'CompileBackboneHook' not in given:  # the config's one may have settings
+            check_compiler()
             add_hook(cfg, dict(type='CompileBackboneHook'))
 
 

@@ -53,9 +53,10 @@ def test_models_that_cannot():
         check_model(cfg)
 
 
-def test_hooks_of_the_config():
+def test_hooks_of_the_config(monkeypatch):
     """They may have settings, and are not given twice."""
-    hooks = [dict(type='CompileBackboneHook', dynamic=False),
+    monkeypatch.setenv('CXX', 'no_such_compiler')  # which eager does not need
+    hooks = [dict(type='CompileBackboneHook', backend='eager'),
              dict(type=ChannelsLastBackboneHook)]
     cfg = Config(dict(model=dict(backbone=dict(type='SOFT')), custom_hooks=hooks))
     speed_up_backbone(cfg, True, True)
