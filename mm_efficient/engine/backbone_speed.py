@@ -175,7 +175,8 @@ class ChannelsLastBackboneHook(_BackboneHook):
             # Others read their weights themselves, such as ConvWS2d, which views them,
             # and deformable convolutions, which refuse the format
             if type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                module.to(  # type: ignore[call-overload]
+                    memory_format=torch.channels_last)
         backbone.register_forward_pre_hook(_to_channels_last, with_kwargs=True)
         backbone.register_forward_hook(_to_contiguous)
 

@@ -216,8 +216,9 @@ def time_models(args, published):
                  else [benchmark.run_benchmark(runs, config)]):
         rows = results.latest([*rows, *part]) if rows else part
         for path in args.out:
-            results.write_results(path, part if path.lower().endswith('.jsonl') else rows,
-                                  config.settings(), published)
+            added = path.lower().endswith('.jsonl')
+            results.write_results(path, part if added else rows, config.settings(),
+                                  published)
     if not rows:
         raise ExecutionError('all runs failed, see above.')
     return rows, config.settings(), max(0, len({*runs}) - len(rows))
