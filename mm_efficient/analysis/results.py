@@ -77,28 +77,40 @@ def read_results(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
         the last one; and settings, of the last run.
 
     Raises:
-        InputError: If it is not such a file.
+        InputError: If it is not such a file, or has results of several machines.
     """
     try:
         text = Path(path).read_text(encoding='utf-8')
         if Path(path).suffix.lower() == '.jsonl':
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            settings = [row['settings'] for row in rows][-1]
+            all_settings = [row['settings'] for row in rows]
         else:
             content = json.loads(text)
-            rows, settings = content['results'], content['settings']
-        if not rows or not all(settings[key] for key in SHOWN):
+            rows, all_settings = content['results'], [content['settings']]
+        if not rows or not all(settings[key] for settings in all_settings
+                               for key in SHOWN):
             raise ValueError('no results, or an empty setting')
         # Files of earlier versions have no bandwidth
         rows = [{key: (dict(bandwidth=None) | row)[key] for key in COLUMNS}
                 for row in rows]
         for row in rows:
             _check_types(row)
-        return latest(rows), settings
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise InputError(
             f'{path} is not a result file ({type(error).__name__}: {error}); expected '
             'JSON written by benchmark.py --out.') from None
+    for settings in all_settings:
+        _check_same(path, settings, all_settings[-1])
+    return latest(rows), all_settings[-1]
+
+
+def _check_same(path: str | Path, settings: dict, others: dict) -> None:
+    """Times of different machines do not belong in one table."""
+    for key in ('hardware', 'threads', 'torch'):
+        if settings[key] != others[key]:
+            raise InputError(f'{path} has results with {key} {settings[key]}, others '
+                             f'have {others[key]}, which are not comparable: keep them '
+                             'in files of their own.')
 
 
 def _check_types(row: dict) -> None:
@@ -108,15 +120,16 @@ def _check_types(row: dict) -> None:
             raise TypeError(f'{key} is {short(value)}')
 
 
-def check_addition(path: str | Path) -> None:
+def check_addition(path: str | Path, settings: dict[str, Any]) -> None:
     """Check, before any work, that rows can be added to a file of JSON Lines.
 
     Args:
         path (str | Path): Any output file.
+        settings (dict): Of the rows, from :meth:`~.benchmark.BenchmarkConfig.settings`.
 
     Raises:
-        InputError: If it has something else in it.
+        InputError: If it has something else in it, or results of another machine.
     """
     path = Path(path)
     if path.suffix.lower() == '.jsonl' and path.exists() and path.stat().st_size:
-        read_results(path)
+        _check_same(path, read_results(path)[1], settings)

@@ -125,9 +125,21 @@ def test_files_that_are_added_to(tmp_path):
     settings = SHORT.settings()
     write_results(path, rows[:2], settings)
     path.write_text(path.read_text().replace('\n', '\n\n').rstrip())  # by an editor
-    check_addition(path)
-    write_results(path, rows[2:], settings | dict(threads=2))
-    assert read_results(path) == ([rows[2], rows[1]], settings | dict(threads=2))
+    check_addition(path, settings)
+    write_results(path, rows[2:], settings | dict(rounds=9))
+    assert read_results(path) == ([rows[2], rows[1]], settings | dict(rounds=9))
+
+
+def test_machines_are_not_mixed(tmp_path):
+    path, settings = tmp_path / 'r.jsonl', SHORT.settings()
+    other = settings | dict(hardware='another CPU')
+    row = make_row('a', [[1.]], [[2.]])
+    write_results(path, [row], settings)
+    with pytest.raises(InputError, match='others have another CPU, which are not'):
+        check_addition(path, other)
+    write_results(path, [row], other)
+    with pytest.raises(InputError, match='others have another CPU, which are not'):
+        read_results(path)
 
 
 @pytest.mark.parametrize('change', [

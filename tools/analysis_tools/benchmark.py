@@ -208,6 +208,8 @@ def time_models(args, published):
     if args.plot:
         check_plot(map(benchmark.reported_top1, args.models))
     config = benchmark.BenchmarkConfig(**{key: getattr(args, key) for key in DEFAULTS})
+    for path in args.out:
+        results.check_addition(path, config.settings())
     ways = [*itertools.product(args.backends, args.dtypes)]
     runs = list_runs(args, args.models, ways)
     benchmark.check_runs(runs, config)
@@ -249,13 +251,13 @@ def main(argv=None):
     with error_line():
         for path in args.out:
             check_output(path, results.SUFFIXES, [args.source])
-            results.check_addition(path)
         published = read_published(args.published) if args.published else None
         if args.plot:
             check_output(args.plot, FIGURE_SUFFIXES)
         if args.source:
             (rows, settings), failed = results.read_results(args.source), 0
             for path in args.out:
+                results.check_addition(path, settings)
                 results.write_results(path, rows, settings, published)
         else:
             rows, settings, failed = time_models(args, published)
