@@ -11,6 +11,8 @@ import copy
 import gc
 import io
 import json
+import os
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +102,8 @@ def check_format(format: str, path: str | Path, fp16: bool = False,
                              'and at least 18 for most models.')
 
 
+@torch.inference_mode(False)  # else weights cannot be changed, nor graphs be traced
+@torch.autocast('cpu', enabled=False)
 def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
            format: str = 'onnx', backbone: bool = False, fused: bool = True,
            static: bool = False, fp16: bool = False, opset: int | None = None,
@@ -110,7 +114,9 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
     Args:
         model (nn.Module): Whole model of OpenMMLab, or a backbone if ``backbone`` is
             set. It is not changed.
-        path (str | Path): Output file, written completely or not at all.
+        path (str | Path): Output file, written completely or not at all. Weights of
+            more than 1.5 GiB of an ONNX file are in a second one, with ``.data`` added
+            to the name.
         images (Sequence[Tensor]): Batches to compare with PyTorch on, (B, 3, H, W), of
             different shapes unless ``static``: RGB, 0 to 255, or normalised images for
             a backbone. A static export has the shape of the first image.
@@ -132,10 +138,11 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         ExportResult: What was fused, and how well the outputs agree.
 
     Raises:
-        InputError: If the model or the format is not supported, or the file cannot be
-            written.
+        InputError: If the model, its dtype or the format is not supported, or the file
+            cannot be written.
         ExecutionError: If the export fails, or the exported model's predictions differ.
     """
+    path = Path(path)
     check_format(format, path, fp16, opset)
     check_output(path, [SUFFIXES[format]])
     static = static or format == 'coreml'
@@ -143,6 +150,10 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         shape = images[0].shape[2:]
         images = [batch[:1] for batch in images if batch.shape[2:] == shape]
     report = progress or (lambda step: None)
+    dtypes = {p.dtype for p in model.parameters()}
+    if dtypes and torch.float32 not in dtypes:
+        raise InputError(f'the model is in {", ".join(sorted(map(str, dtypes)))}; '
+                         'expected float32: convert it by model.float().')
     # Files are made and compared on the CPU
     model = copy.deepcopy(model).cpu().requires_grad_(False)
     model.eval()  # returns None for OpenMMLab's ResNet and Swin
@@ -159,13 +170,19 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         export_coreml(deployed, images[0], path, fp16=fp16, input_name=INPUT_NAME,
                       output_names=deployed.output_names)
         return result
-    with whole_file(path) as draft:
+    # Under its final name in a folder of its own: PyTorch puts weights of more than
+    # 1.5 GiB in a second file beside an ONNX file, which has the name of that in it
+    with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as folder:
+        draft = Path(folder, path.name)
         _write(deployed, draft, images[0], format, static, opset, metadata or {})
         if format == 'onnx':
             result.operators = _count_operators(draft)
         report('comparing with PyTorch')
         result.parity = _verify(load_exported(draft, format), images, expected,
                                 _mask_threshold(model))
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f == draft):
+            with whole_file(path.with_name(file.name)) as whole:
+                os.replace(file, whole)
     return result
 
 

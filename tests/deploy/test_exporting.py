@@ -76,8 +76,7 @@ def test_torchscript_follows_the_device_of_its_input(name, tmp_path):
 
 def test_model_on_another_device(tmp_path, monkeypatch):
     """A copy on the CPU is exported; the model stays where it is."""
-    arch = {**LowFormer.ARCHS['b0'], 'depths': [1, 1, 1, 1]}
-    model = LowFormer(arch).eval()
+    model = small_backbone()
     weights = copy.deepcopy(model.state_dict())
     model.to('meta')  # a device without values: the copy gets them
 
@@ -112,6 +111,36 @@ def test_backbone_of_another_library_with_metadata(tmp_path):
     assert free == ['batch', '', 'height', 'width']
     assert sum(result.operators.values()) == len(file.graph.node)
     assert 'BatchNormalization' not in result.operators
+
+
+def small_backbone():
+    return LowFormer({**LowFormer.ARCHS['b0'], 'depths': [1, 1, 1, 1]}).eval()
+
+
+def test_weights_in_a_second_file(tmp_path, monkeypatch):
+    """As PyTorch stores those of large models: both files can be moved."""
+    import onnx
+    monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program.'
+                        '_LARGE_MODEL_THRESHOLD', 1000)
+    images = torch.zeros(1, 3, 64, 96)
+    export(small_backbone(), tmp_path / 'a.onnx', [images], backbone=True, static=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.onnx', 'a.onnx.data']
+    moved = tmp_path / 'moved'
+    moved.mkdir()
+    for path in tmp_path.glob('a.*'):
+        path.rename(moved / path.name)
+    onnx.checker.check_model(moved / 'a.onnx')
+    assert len(load_exported(moved / 'a.onnx', 'onnx')(images)) == 1
+
+
+def test_modes_of_the_caller_do_not_matter(tmp_path):
+    model, images = small_backbone(), torch.zeros(1, 3, 64, 96)
+    with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
+        export(model, tmp_path / 'a.pt', [images], format='torchscript', backbone=True)
+    assert load_exported(tmp_path / 'a.pt', 'torchscript')(images)[0].isfinite().all()
+    with pytest.raises(InputError, match='in torch.bfloat16; expected float32'):
+        export(model.bfloat16(), tmp_path / 'b.pt', [images], format='torchscript',
+               backbone=True)
 
 
 def test_static(tmp_path):
