@@ -64,7 +64,10 @@ def use_kernel(*tensors: Tensor) -> bool:
         (x.is_cuda or INTERPRETED) and x.dtype in FLOATS for x in tensors)
 
 
-if os.environ.get(VARIABLE) == '1':
+if (value := os.environ.get(VARIABLE)) not in (None, '', '0', '1'):
+    warnings.warn(f'{VARIABLE}={value} has no effect: set it to 1 for the fused '
+                  'kernels, or to 0.', stacklevel=2)
+if value == '1':
     try:
         switch(True)
     except ImportError as error:

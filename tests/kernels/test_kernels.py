@@ -115,6 +115,12 @@ def test_environment_switches_kernels(monkeypatch, value):
         kernels.switch(False)
 
 
+def test_unknown_values_of_the_switch_warn(monkeypatch):
+    monkeypatch.setenv('MM_EFFICIENT_KERNELS', 'on')
+    with pytest.warns(UserWarning, match='KERNELS=on has no effect: set it to 1'):
+        assert not importlib.reload(kernels).enabled
+
+
 def test_without_triton_the_switch_warns(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setenv('MM_EFFICIENT_KERNELS', '1')
