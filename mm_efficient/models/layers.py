@@ -109,6 +109,26 @@ def in_float32(operator: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def backward_without_autocast(backward: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of the backward pass of an autograd function.
+
+    Autocast is off inside, as it was in the forward pass, also where
+    ``loss.backward()`` is called under autocast.
+
+    Args:
+        backward (Callable): Takes the context and a gradient.
+
+    Returns:
+        Callable: The backward pass, in the types of its tensors.
+    """
+    @functools.wraps(backward)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        grad: Any = args[1]
+        with autocast_disabled(grad):
+            return backward(*args, **kwargs)
+    return run
+
+
 def eager_on_cpu(x: Tensor) -> bool:
     """Whether ``x`` runs eagerly on a CPU, where layouts and kernels are chosen.
 

@@ -87,6 +87,21 @@ def test_operators_keep_float32_under_autocast(name, dtype, monkeypatch):
     assert half().dtype == torch.float32
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', ['gaussian_attention', 'regularized_inverse',
+                                  'normalized_inverse', 'newton_iteration'])
+def test_gradients_keep_float32_under_autocast(name, dtype):
+    """Where training calls ``loss.backward()`` inside the context, too."""
+    call, grads = float32_operators()[name], []
+    inputs = [x.requires_grad_() for x in call.args if isinstance(x, torch.Tensor)]
+    for backward_inside in (False, True):
+        # A loss of one product by element, which autocast leaves alone
+        loss = call().square().sum()
+        with torch.autocast('cpu', dtype, enabled=backward_inside):
+            grads.append(torch.autograd.grad(loss, inputs))
+    assert all(map(torch.equal, *grads))
+
+
 def differentiable_operators():
     """Functions of float64 tensors, with their inputs, by name."""
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,7 @@ from ...kernels import MAX_LANDMARKS, use_kernel
 from ..layers import (
     at_least_float32,
     autocast_disabled,
+    backward_without_autocast,
     in_float32,
     is_compiling,
     is_eager,
@@ -194,6 +195,7 @@ class _GaussianAttention(Function):
 
     @staticmethod
     @once_differentiable
+    @backward_without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, landmarks, value, inverse, summary, mixed = ctx.saved_tensors
         chunks = list(_chunks(query, landmarks))

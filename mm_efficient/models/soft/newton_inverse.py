@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ...kernels import MAX_LANDMARKS, use_kernel
-from ..layers import add_scaled, in_float32
+from ..layers import add_scaled, backward_without_autocast, in_float32
 
 NEWTON_STEPS = 20
 REGULARIZER = 0.01
@@ -177,6 +177,7 @@ class _ImplicitInverse(Function):
 
     @staticmethod
     @once_differentiable
+    @backward_without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inverse, = ctx.saved_tensors
         transposed = inverse.transpose(-1, -2)
@@ -204,6 +205,7 @@ class _NewtonIteration(Function):
 
     @staticmethod
     @once_differentiable
+    @backward_without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kernel, alpha = ctx.saved_tensors
         m = kernel.shape[-1]
