@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attention_maps import AttentionMap, Token, softmax_rows
 from ..base import run_blocks
-from ..layers import LayerNorm
+from ..layers import LayerNorm, at_least_float32, autocast_disabled
 from ..recomputing import gelu_then
 from .hash_fitting import fit_hash_functions
 from .kernel_hashing import attend_by_codes, hash_codes
@@ -110,9 +110,10 @@ class HashAttention(nn.Module):
         Raises:
             ValueError: If there are fewer tokens than anchors.
         """
-        queries = [self._split_heads(self.qk(x)) for x in inputs]
-        fitted = fit_hash_functions(queries, self.projection, NUM_ANCHORS, max_tokens,
-                                    generator)
+        queries = [at_least_float32(self._split_heads(self.qk(x))) for x in inputs]
+        with autocast_disabled(queries[0]):
+            fitted = fit_hash_functions(queries, at_least_float32(self.projection),
+                                        NUM_ANCHORS, max_tokens, generator)
         for buffer, value in zip((self.anchors, self.kernel_mean, self.projection),
                                  fitted):
             buffer.copy_(value)

@@ -251,6 +251,35 @@ def test_fitting_is_reproducible_and_leaves_no_trace():
                            buffers[0]['stages.0.blocks.0.attn.anchors'])
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_fitting_in_half_precision(dtype):
+    """Of converted models and under autocast; rounding may decide about a bit."""
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 3, 96, 96), tiny(EcoFormerPVT)
+    converted, autocast = copy.deepcopy(model).to(dtype), copy.deepcopy(model)
+    model.fit(x, max_tokens=40)
+    converted.fit(x.to(dtype), max_tokens=40)
+    with torch.autocast('cpu', dtype):
+        autocast.fit(x, max_tokens=40)
+    for other in (converted, autocast):
+        assert other.is_fitted
+        first, expected = (m.stages[0].blocks[0].attn for m in (other, model))
+        for name, tolerance in dict(
+                anchors=0.02, kernel_mean=0.02, projection=0.1).items():
+            torch.testing.assert_close(getattr(first, name).float(), getattr(
+                expected, name), rtol=0, atol=tolerance)
+
+
+def test_fitting_ignores_the_default_device():
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 3, 96, 96), tiny(EcoFormerPVT)
+    other = copy.deepcopy(model)
+    model.fit(x, max_tokens=40)
+    with torch.device('meta'):  # a GPU's would be refused: the generator is the CPU's
+        other.fit(x, max_tokens=40)
+    assert all(map(torch.equal, other.buffers(), model.buffers()))
+
+
 def test_fitted_codes_tell_tokens_apart():
     torch.manual_seed(0)
     x, model = torch.randn(2, 3, 96, 96), tiny(EcoFormerPVT)
