@@ -168,7 +168,8 @@ def _time_group(runs: Sequence[BenchmarkRun], config: BenchmarkConfig) -> list[d
     batch_size, height, width, step = runs[0][3:]
     images = f'{batch_size} x 3 x {height} x {width}'
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch_size, 3, height, width, generator=generator)
+    x = torch.randn(batch_size, 3, height, width, generator=generator,
+                    device='cpu')
     x = x.to(config.device)
     models: dict[str, tuple[Any, Result]] = {}
     bounds: dict[tuple, float | None] = {}  # by model and dtype

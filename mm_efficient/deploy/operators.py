@@ -124,7 +124,8 @@ def padded_nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
         -1 in unused rows.
     """
     # MMCV compares with the threshold in float32
-    iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
+    iou_threshold = torch.tensor(
+        iou_threshold, dtype=torch.float32, device='cpu').item()
     if torch.jit.is_tracing():
         return torch.jit.script(_padded_nms)(boxes, scores, iou_threshold, max_output)
     return _padded_nms_op(boxes, scores, iou_threshold, max_output)

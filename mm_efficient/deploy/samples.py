@@ -61,7 +61,8 @@ def randomize(model: nn.Module, run: Callable[[nn.Module, Tensor], object],
     generator = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
-        return 0.1 * torch.randn(like.shape, generator=generator).to(like)
+        values = torch.randn(like.shape, generator=generator, device='cpu')
+        return 0.1 * values.to(like)
 
     def update_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         """Divide by the RMS of the largest input so far."""

@@ -68,7 +68,8 @@ class HashFittingHook(Hook):
         """Preprocessed images of the training set, each (1, C, H, W)."""
         loader = runner.train_dataloader
         generator = torch.Generator().manual_seed(runner.seed)
-        order = torch.randperm(len(loader.dataset), generator=generator)
+        order = torch.randperm(len(loader.dataset), generator=generator,
+                               device='cpu')
         images = []
         for position, index in enumerate(order[:self.num_images].tolist()):
             entropy = (_FITTING_STREAM, runner.seed, position)

@@ -28,7 +28,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
     # mmcv compares in float32, torchvision in float64: for an IoU of exactly 0.3 they
     # would decide differently.
-    iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
+    iou_threshold = torch.tensor(
+        iou_threshold, dtype=torch.float32, device='cpu').item()
     return order[torchvision_nms(boxes, rank, iou_threshold)]
 
 
@@ -54,7 +55,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float,
         Tensor: Indices of the kept boxes, int64.
     """
     corners, left = at_least_float32(boxes), at_least_float32(scores).clone()
-    index = torch.arange(len(corners))
+    index = torch.arange(len(corners), device=corners.device)
     keep: list[int] = []
     while len(index):
         best = int(left.argmax())
@@ -69,7 +70,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float,
         stays = left >= min_score
         stays[best] = False
         corners, left, index = corners[stays], left[stays], index[stays]
-    return torch.tensor(keep, dtype=torch.long)
+    return torch.tensor(keep, dtype=torch.long, device=boxes.device)
 
 
 def _overlaps(box: Tensor, boxes: Tensor, offset: int) -> Tensor:

@@ -137,7 +137,7 @@ def nms_rotated(dets: Tensor, scores: Tensor, order: Tensor, dets_sorted: Tensor
     if multi_label:
         removes &= dets_sorted[:, 5:6] == dets_sorted[:, 5]
     removes = removes.cpu()  # instead of waiting for the device for each box
-    removed = torch.zeros(len(boxes), dtype=torch.bool)
+    removed = torch.zeros(len(boxes), dtype=torch.bool, device='cpu')
     keep = []
     for i, row in enumerate(removes):
         if not removed[i]:

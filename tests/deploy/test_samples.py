@@ -43,6 +43,16 @@ def test_random_weights_neither_vanish_nor_overflow(seed):
             assert (level - truth).norm() / truth.norm() < 1e-4
 
 
+def test_random_weights_ignore_the_default_device():
+    models = [nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    image = torch.rand(2, 3, 5, 5)
+    for model, device in zip(models, ('cpu', 'meta')):
+        with torch.device(device):
+            randomize(model.eval(), lambda model, x: model(x), [image])
+    assert all(map(torch.equal, *(m.state_dict().values() for m in models)))
+
+
 def test_random_weights_all_matter():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(5, 5, False))
     model.scale = nn.Parameter(torch.tensor(0.))

@@ -57,6 +57,8 @@ def test_nms_is_greedy(threshold, offset):
     scores = torch.randperm(150, generator=torch.Generator().manual_seed(1)) / 150
     keep = ops.nms(boxes, scores, threshold, offset)[1]
     assert keep.tolist() == greedy_nms(boxes, scores, threshold, offset)
+    with torch.device('meta'):  # the default device does not matter
+        assert torch.equal(ops.nms(boxes, scores, threshold, offset)[1], keep)
 
 
 def test_nms_compares_with_the_threshold_in_float32():

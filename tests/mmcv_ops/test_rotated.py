@@ -71,6 +71,8 @@ def test_nms_keeps_what_no_better_box_covers(with_labels):
     scores = torch.rand(60, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(60) % 2 if with_labels else None
     dets, keep = ops.nms_rotated(boxes, scores, 0.2, labels)
+    with torch.device('meta'):  # the default device does not matter
+        assert torch.equal(ops.nms_rotated(boxes, scores, 0.2, labels)[1], keep)
     expected = []
     for i in scores.argsort(descending=True).tolist():
         if all(opencv_iou(boxes[i], boxes[j]) <= 0.2

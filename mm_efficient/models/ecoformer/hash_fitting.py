@@ -54,7 +54,8 @@ def fit_hash_functions(queries: Sequence[Tensor], projection: Tensor,
     for query, kernel in zip(queries, kernels):
         index: slice | Tensor = slice(None)
         if query.shape[1] > size:
-            index = torch.randperm(query.shape[1], generator=generator)[:size]
+            index = torch.randperm(query.shape[1], generator=generator,
+                                   device='cpu')[:size]
         centred.append(kernel[:, :, index] - mean[:, None])
         tokens = query[:, index].permute(2, 0, 1, 3)  # (H, B, size, d)
         targets.append(similarity_target(F.normalize(tokens, dim=-1, eps=EPS)))
@@ -93,7 +94,7 @@ def draw_anchors(queries: Sequence[Tensor], num_anchors: int,
             f'stage, got {count}: fit with more or larger images (stage 3 has one '
             'token per 16 x 16 pixels)')
     tokens = torch.cat(candidates)
-    index = torch.randperm(count, generator=generator)[:num_anchors]
+    index = torch.randperm(count, generator=generator, device='cpu')[:num_anchors]
     return F.normalize(tokens[index], dim=-1, eps=EPS).transpose(0, 1)
 
 
