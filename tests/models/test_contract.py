@@ -178,6 +178,26 @@ def test_pyramid_of_any_size(cls, cfg, height, width):
 
 
 @every_backbone
+def test_batch_without_images(cls, cfg):
+    with torch.no_grad():
+        outs = build(cls, cfg).eval()(torch.empty(0, 3, 64, 96))
+    assert [(len(out), *out.shape[2:]) for out in outs] == [
+        (0, 64 // stride, 96 // stride) for stride in STRIDES]
+
+
+@pytest.mark.filterwarnings('ignore:torch.ao.quantization:DeprecationWarning')
+@every_backbone
+def test_linear_layers_in_integers(cls, cfg):
+    """PyTorch's dynamic quantisation replaces them by modules without weights."""
+    if 'fbgemm' not in torch.backends.quantized.supported_engines:
+        pytest.skip('needs an engine for quantised layers')
+    x, model = image(2, 64, 96), build(cls, cfg).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model))
+    with torch.no_grad():
+        assert relative_error(quantised(x), model(x)) < 0.3
+
+
+@every_backbone
 def test_convolutions_keep_the_layout_of_an_image(cls, cfg):
     """Else they copy what they read; strides of a batch of one are easily lost."""
     model, copied = build(cls, cfg).eval(), []

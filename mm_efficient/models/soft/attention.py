@@ -101,8 +101,9 @@ class SOFTAttention(nn.Module):
         local = self._convolve(value)
         with autocast_disabled(x):
             out = self._split_channels(local) + self._attend(query, value)
-            # The type of the weights, which may have been converted to half precision
-            return self.proj(out.flatten(-2).to(self.proj.weight.dtype))
+            # Weights may have been converted to half precision; those of a linear layer
+            # also to integers, and to no tensor at all
+            return self.proj(out.flatten(-2).to(self.landmark_conv.weight.dtype))
 
     def attention_maps(self, x: Tensor, token: Token) -> list[AttentionMap]:
         """The token's row of the attention matrix, and its kernel to the landmarks.
@@ -166,7 +167,10 @@ class SOFTAttention(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, heads, h * w, d)."""
-        return x.reshape(x.shape[0], -1, self.num_heads, HEAD_DIMS).transpose(1, 2)
+        # -1 makes shorter graphs, but is ambiguous for a batch without images
+        tokens = x.shape[1] * x.shape[2] if is_eager() else -1
+        x = x.reshape(x.shape[0], tokens, self.num_heads, HEAD_DIMS)
+        return x.transpose(1, 2)
 
     def _convolve(self, value: Tensor) -> Tensor:
         weight = self.value_conv.weight[:, None].expand(-1, HEAD_DIMS, -1, -1, -1)
