@@ -142,9 +142,9 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
             cannot be written.
         ExecutionError: If the export fails, or the exported model's predictions differ.
     """
-    path = Path(path)
     check_format(format, path, fp16, opset)
     check_output(path, [SUFFIXES[format]])
+    path = Path(path)
     static = static or format == 'coreml'
     if static:
         shape = images[0].shape[2:]
@@ -170,8 +170,8 @@ def export(model: nn.Module, path: str | Path, images: Sequence[Tensor], *,
         export_coreml(deployed, images[0], path, fp16=fp16, input_name=INPUT_NAME,
                       output_names=deployed.output_names)
         return result
-    # Under its final name in a folder of its own: PyTorch puts weights of more than
-    # 1.5 GiB in a second file beside an ONNX file, which has the name of that in it
+    # Under its final name, in a folder of its own: an ONNX file refers by name to a
+    # second file beside it, if there are more than 1.5 GiB of weights
     with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as folder:
         draft = Path(folder, path.name)
         _write(deployed, draft, images[0], format, static, opset, metadata or {})
